@@ -1,0 +1,168 @@
+"""What a person at a terminal sees: progress bars on long work, tables at the end, one line for an error."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from tasks.domain.summary import RunRecord
+from tasks.evaluate import BoxReport, Scores
+from tasks.progress import listening
+
+if TYPE_CHECKING:  # at run time it would import Prefect, which must wait until the server's address is known
+    from flows.plan import Plan, PlannedIteration
+
+output = Console()
+errors = Console(stderr=True)
+
+
+class ImagesPerSecond(ProgressColumn):
+    """How fast a stage is going."""
+
+    def render(self, task: Task) -> Text:
+        """The speed of the last moments, or of the whole once the stage is finished."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f} images/s", style="progress.data.speed")
+
+
+@contextmanager
+def progress_bars() -> Iterator[None]:
+    """Show a bar for every stage that reports progress meanwhile; nothing where the output is not a terminal."""
+    if not errors.is_terminal:
+        yield
+        return
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        ImagesPerSecond(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as progress, listening(_Bars(progress)):
+        yield
+
+
+class _Bars:
+    """A bar for each stage; a stage that begins again starts its bar anew."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+
+    def begin(self, stage: str, total: int) -> None:
+        if stage in self._bars:
+            self._progress.reset(self._bars[stage], total=total)
+        else:
+            self._bars[stage] = self._progress.add_task(stage, total=total)
+
+    def advance(self, stage: str, images: int) -> None:
+        if stage in self._bars:
+            self._progress.advance(self._bars[stage], images)
+
+
+def show_warnings() -> None:
+    """Print what our own modules warn of, one line each; Prefect's log lines go to its UI."""
+    for name in ("flows", "tasks"):
+        logger = logging.getLogger(name)
+        logger.addHandler(RichHandler(console=errors, show_time=False, show_path=False, level=logging.WARNING))
+
+
+def print_run(record: RunRecord) -> None:
+    """The iterations as a table, then why the loop stopped and in which states the images are."""
+    table = Table("iteration", "threshold", "new labels", "labels", "without a label", "forwards", "seconds")
+    for iteration in record.iterations:
+        missing = ", ".join(iteration.missing) or f"{iteration.progress.missing or 'none'}"
+        cells = (iteration.counts.new_labels, iteration.counts.labels, missing, iteration.forwards)
+        table.add_row(
+            str(iteration.iteration), f"{iteration.threshold:.3g}", *map(str, cells), f"{iteration.seconds:.1f}"
+        )
+    output.print(table)
+    states = record.images
+    output.print(
+        f"stopped: {record.stop_reason}; "
+        f"images: {states.labelled} labelled, {states.empty} empty, {states.failed} failed",
+        highlight=False,
+    )
+
+
+def print_plan(plan: "Plan") -> None:
+    """What a run would do now: the data set, the captions, and the forwards of each iteration with the reason."""
+    output.print(
+        f"{plan.images} images in {plan.shards} shards, {plan.failures} unreadable, "
+        f"{plan.without_prompt} without a prompt; {plan.phrases} phrases",
+        highlight=False,
+    )
+    for captions, records in plan.captions:
+        output.print(
+            f"{records} prompts of {captions} {'caption' if captions == 1 else 'captions'} each", highlight=False
+        )
+    table = Table("iteration", "threshold", "forwards", "reused shards", "why")
+    for step in plan.iterations:
+        forwards = f"{step.forwards}" if step.exact else f"at most {step.forwards}"
+        table.add_row(str(step.iteration), f"{step.threshold:.3g}", forwards, str(step.reused_shards), _why(step))
+    output.print(table)
+    output.print(f"a run makes {'' if plan.exact else 'at most '}{plan.forwards} forwards now", highlight=False)
+
+
+def _why(step: "PlannedIteration") -> str:
+    if not step.exact:
+        return (
+            "what is asked depends on the labels before" if step.forwards else "the prompts stay: candidates are reused"
+        )
+    return (
+        "no answer of this detector to these prompts and images is in the cache"
+        if step.forwards
+        else "all in the cache"
+    )
+
+
+def print_evaluation(report: BoxReport) -> None:
+    """Per class, overall, and after each iteration: labels, precision, recall, F1, AP50 and AP."""
+    columns = ("labels", "truth", "precision", "recall", "F1", "AP50", "AP")
+    table = Table("class", *columns)
+    for name, scores in report.classes.items():
+        table.add_row(name, *_cells(scores))
+    table.add_section()
+    table.add_row("all", *_cells(report.overall), style="bold")
+    output.print(table)
+    if len(report.iterations) > 1:
+        table = Table("up to iteration", *columns)
+        for iteration, scores in report.iterations.items():
+            table.add_row(str(iteration), *_cells(scores))
+        output.print(table)
+    _print_coverage(report)
+
+
+def _cells(scores: Scores) -> Sequence[str]:
+    rates = (scores.counts.precision, scores.counts.recall, scores.counts.f1, scores.ap50, scores.ap)
+    return str(scores.labels), str(scores.truths), *("-" if rate is None else f"{rate:.3f}" for rate in rates)
+
+
+def _print_coverage(report: BoxReport) -> None:
+    coverage = report.coverage
+    for names, what in (
+        (coverage.images_only_in_labels, "images are only in the labels"),
+        (coverage.images_only_in_truth, "images are only in the ground truth: their objects count as missed"),
+        (coverage.classes_only_in_labels, "classes are only in the labels"),
+        (coverage.classes_only_in_truth, "classes are only in the ground truth: their objects count as missed"),
+    ):
+        if names:
+            shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
+            output.print(f"{len(names)} {what}: {shown}", highlight=False)
+    if coverage.labels_left_out:
+        output.print(f"{coverage.labels_left_out} labels were left out for that", highlight=False)

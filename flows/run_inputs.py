@@ -1,0 +1,129 @@
+"""What a run of the loop works with, made from its spec; everything that can be refused early is refused here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from flows.settings import settings_for
+from tasks.domain.aggregation import AggregationRules, Dbscan, Nms, Wbf
+from tasks.domain.annotations import Record
+from tasks.domain.errors import SpecError
+from tasks.domain.iteration import Termination
+from tasks.domain.schedule import Schedule
+from tasks.domain.spec import ExperimentSpec
+from tasks.export import Export
+from tasks.formats.noun_chunks import load_noun_chunks
+from tasks.image_files import ImageSource
+from tasks.infer import Place, Question
+from tasks.models import DetectorConfig, Prompter, load_prompter
+from tasks.store import ArtifactStore, Folder
+
+PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "scikit-learn", "torch", "transformers")
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """Everything that the loop hands to its steps.
+
+    `classes` are the class names of detection mode, empty in grounding mode; `records` are the captions of grounding
+    mode by image key, empty in detection mode.
+    """
+
+    spec: ExperimentSpec
+    store: ArtifactStore
+    export: Export
+    question: Question
+    place: Place
+    classes: tuple[str, ...]
+    records: Mapping[str, tuple[Record, ...]]
+
+    @property
+    def schedule(self) -> Schedule:
+        """The annealing of the confidence threshold."""
+        return self.spec.grounding_dino.schedule
+
+    @property
+    def termination(self) -> Termination:
+        """When to stop before the schedule does."""
+        asked = self.spec.grounding_dino.termination
+        return Termination(asked.max_iterations, asked.min_new_labels, asked.patience)
+
+    def rules(self, iteration: int) -> AggregationRules:
+        """How the detections of `iteration` join the labels."""
+        asked = self.spec.grounding_dino.aggregation
+        match asked.method:
+            case "nms":
+                method: Nms | Dbscan | Wbf = Nms(self.spec.grounding_dino.nms_threshold(iteration))
+            case "dbscan":
+                method = Dbscan(asked.eps, asked.min_samples, asked.box)
+            case "wbf":
+                method = Wbf(asked.iou)
+        return AggregationRules(method, asked.cross_class_iou)
+
+
+def inputs_of(spec: ExperimentSpec) -> RunInputs:
+    """The inputs of a run.
+
+    Raises:
+        SpecError: the spec asks for masks alone.
+        CheckpointError: the detector's files cannot be used.
+        PromptError: a class name or noun chunk cannot be asked.
+        FormatError: the prompt file does not follow its format.
+    """
+    question = question_of(spec)
+    records = _records(spec)
+    classes = tuple(spec.grounding_dino.dataset.class_names)
+    _refuse_unaskable(load_prompter(question.detector), [classes, *(r.phrases for rs in records.values() for r in rs)])
+    store = ArtifactStore(spec.cache_dir or f"{spec.results_dir.rstrip('/')}/cache", spec.storage_options)
+    source = ImageSource(spec.image_roots, spec.storage_options)
+    settings = settings_for(spec)
+    return RunInputs(
+        spec=spec,
+        store=store,
+        export=Export(
+            store, Folder(spec.results_dir, spec.storage_options), source, classes, spec.grounding_dino.visualize
+        ),
+        question=question,
+        place=Place(source, settings.device, settings.batch_size, settings.read_ahead),
+        classes=classes,
+        records=records,
+    )
+
+
+def question_of(spec: ExperimentSpec) -> Question:
+    """Which detector the spec asks, down to which score, and which phrases again."""
+    if "grounding_dino" not in spec.autolabel_type:
+        raise SpecError(f"autolabel_type: found {spec.autolabel_type!r}, expected 'grounding_dino' to label with boxes")
+    asked = spec.grounding_dino
+    augmentation = asked.dataset.augmentation
+    config = DetectorConfig(
+        checkpoint=str(asked.checkpoint),
+        precision=asked.precision,
+        score=asked.score,
+        shortest_edge=augmentation.test_random_resize,
+        longest_edge=augmentation.random_resize_max_size,
+        mean=augmentation.input_mean,
+        std=augmentation.input_std,
+        tokenizer=asked.model.text_encoder_type,
+        architecture="log_scale_auto" if asked.model.log_scale == "auto" else None,
+    )
+    return Question(config, asked.floor, asked.reprompt)
+
+
+def _records(spec: ExperimentSpec) -> dict[str, tuple[Record, ...]]:
+    path = spec.grounding_dino.dataset.noun_chunk_path
+    if path is None:
+        return {}
+    folder, slash, name = path.replace("\\", "/").rpartition("/")
+    data = Folder(folder or slash or ".", spec.storage_options).read(name)
+    return load_noun_chunks(data, path)
+
+
+def _refuse_unaskable(prompter: Prompter, prompts: Sequence[Sequence[str]]) -> None:
+    """Ask for the captions of all distinct phrases at once, so that one message names every bad one."""
+    prompter.captions(list(dict.fromkeys(phrase for prompt in prompts for phrase in prompt)))
+
+
+def versions() -> dict[str, str]:
+    """The installed version of every package that has a part in the labels."""
+    return {name: version(name) for name in PACKAGES}

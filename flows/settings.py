@@ -1,0 +1,38 @@
+"""Where and how fast a flow runs: devices, threads, the size of a task. Nothing here may change a label or a key.
+
+The environment is read in this file alone: AUTOLABEL_DEVICE ("cpu", "cuda", "cuda:1") overrides the spec's `gpu_ids`.
+"""
+
+import os
+from dataclasses import dataclass
+
+from tasks.domain.spec import ExperimentSpec
+
+# A task run costs 10 ms in threads and 46 ms of the server, so a run is kept under about 500 of them (measured with
+# Prefect 3.8.8): 64 tasks an iteration and step leave room for eight iterations.
+TASKS_PER_STEP = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run uses this machine: torch device, images per forward on a GPU, and images read ahead of the detector."""
+
+    device: str
+    batch_size: int
+    read_ahead: int
+
+
+def settings_for(spec: ExperimentSpec) -> Settings:
+    """The settings that the spec and the environment ask for; imports torch to see whether there is a GPU."""
+    return Settings(device=_device(spec), batch_size=spec.batch_size, read_ahead=max(1, spec.num_workers))
+
+
+def _device(spec: ExperimentSpec) -> str:
+    if named := os.environ.get("AUTOLABEL_DEVICE"):
+        return named
+    if spec.grounding_dino.checkpoint == "fake":
+        return "cpu"
+    # Imported here: torch takes seconds, and a command that only reads a spec does not need it.
+    import torch
+
+    return f"cuda:{spec.gpu_ids[0]}" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,36 @@
+"""Content keys and references: how steps name what they made and pass it on."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TypeAlias
+
+Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+
+
+@dataclass(frozen=True)
+class ArtifactRef:
+    """A reference to an artifact in the store: what crosses task boundaries in place of the data.
+
+    `kind` is the folder in the store ("index", "annotations", "candidates"), `key` the SHA-256 over the step, its
+    VERSION and its inputs, `sha256` the digest of the artifact's own bytes; both are 64 hexadecimal digits.
+    """
+
+    kind: str
+    key: str
+    sha256: str
+
+    def to_json(self) -> dict[str, str]:
+        """The reference as a JSON-able task argument or result."""
+        return asdict(self)
+
+
+def canonical_json(value: Json) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces: equal values give equal bytes. Refuses NaN and infinities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def content_key(step: str, version: int, inputs: Mapping[str, Json]) -> str:
+    """The SHA-256 (64 hexadecimal digits) that names what `step` at `version` makes of `inputs`."""
+    return hashlib.sha256(canonical_json({"step": step, "version": version, "inputs": inputs})).hexdigest()

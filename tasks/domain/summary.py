@@ -1,0 +1,171 @@
+"""Counts of shards and iterations, and the record of a run that `run.json` holds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tasks.domain.aggregation import Aggregated
+from tasks.domain.annotations import LabelledImage
+from tasks.domain.artifacts import Json
+from tasks.domain.detections import Candidates
+from tasks.domain.iteration import Progress
+
+
+@dataclass(frozen=True)
+class ShardCounts:
+    """What aggregation counted in a shard, or in all of them: labels, and why candidates are not labels.
+
+    `candidates` of this iteration that fell `below_threshold` may pass a later one; `degenerate` boxes had a side
+    under one pixel. `merged`, `noise` and `cross_class` count detections of all iterations so far.
+    `undetected` counts (record, phrase) pairs without a label. `labels_per_phrase` covers the class names in detection
+    mode and stays empty in grounding mode.
+    """
+
+    images: int = 0
+    labelled_images: int = 0
+    labels: int = 0
+    new_labels: int = 0
+    undetected: int = 0
+    candidates: int = 0
+    below_threshold: int = 0
+    degenerate: int = 0
+    merged: int = 0
+    noise: int = 0
+    cross_class: int = 0
+    labels_per_phrase: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Json]:
+        """The counts as a JSON object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "ShardCounts":
+        """The counts of a JSON object that `to_json` made."""
+        return cls(**data)
+
+
+def sum_counts(shards: Iterable[ShardCounts]) -> ShardCounts:
+    """The counts of all shards together."""
+    totals: dict[str, int] = {}
+    per_phrase: dict[str, int] = {}
+    for shard in shards:
+        for name, value in asdict(shard).items():
+            if name != "labels_per_phrase":
+                totals[name] = totals.get(name, 0) + value
+        for phrase, count in shard.labels_per_phrase.items():
+            per_phrase[phrase] = per_phrase.get(phrase, 0) + count
+    return ShardCounts(**totals, labels_per_phrase=per_phrase)
+
+
+def count_labels(images: Sequence[LabelledImage], iteration: int, classes: Sequence[str]) -> ShardCounts:
+    """The counts of labels in `images` after `iteration`; `classes` is empty in grounding mode."""
+    labels = [annotation for image in images for annotation in image.annotations]
+    records = [record for image in images for record in image.records]
+    return ShardCounts(
+        images=len(images),
+        labelled_images=sum(bool(image.annotations) for image in images),
+        labels=len(labels),
+        new_labels=sum(label.iteration == iteration for label in labels),
+        undetected=sum(len(record.undetected) for record in records),
+        labels_per_phrase={name: sum(label.phrase == name for label in labels) for name in classes},
+    )
+
+
+def count_drops(answers: Iterable[Candidates], threshold: float, aggregated: Iterable[Aggregated]) -> ShardCounts:
+    """The counts of candidates of this iteration, and of detections that are no labels of their own."""
+    answers, aggregated = list(answers), list(aggregated)
+    return ShardCounts(
+        candidates=sum(len(answer.scores) for answer in answers),
+        below_threshold=sum(int((answer.scores <= threshold).sum()) for answer in answers),
+        degenerate=sum(answer.degenerate for answer in answers),
+        merged=sum(result.merged for result in aggregated),
+        noise=sum(result.noise for result in aggregated),
+        cross_class=sum(result.cross_class for result in aggregated),
+    )
+
+
+@dataclass(frozen=True)
+class IterationSummary:
+    """One iteration of a run: its threshold, its counts, and what it cost.
+
+    `forwards` counts (image, caption) pairs that went through the detector in this run; `seconds` is wall time.
+    `missing` names the classes without a label in detection mode; in grounding mode it is empty and `undetected` of
+    the counts says how many chunks have none.
+    """
+
+    iteration: int
+    threshold: float
+    counts: ShardCounts
+    missing: tuple[str, ...]
+    forwards: int
+    shards: int
+    reused_shards: int
+    seconds: float
+
+    @property
+    def progress(self) -> Progress:
+        """What the termination rules look at."""
+        missing = len(self.missing) if self.counts.labels_per_phrase else self.counts.undetected
+        return Progress(self.counts.new_labels, self.counts.labels, missing)
+
+    def to_json(self) -> dict[str, Json]:
+        """The object in `run.json`, the counts flat beside the rest."""
+        counts = self.counts.to_json()
+        rest = {name: value for name, value in asdict(self).items() if name != "counts"}
+        return {**rest, "missing": list(self.missing), **counts}
+
+
+def summarise(
+    iteration: int, threshold: float, shards: Sequence[ShardCounts], *, forwards: int, reused: int, seconds: float
+) -> IterationSummary:
+    """One iteration from what its shards counted."""
+    counts = sum_counts(shards)
+    return IterationSummary(
+        iteration=iteration,
+        threshold=threshold,
+        counts=counts,
+        missing=tuple(name for name, labels in counts.labels_per_phrase.items() if labels == 0),
+        forwards=forwards,
+        shards=len(shards),
+        reused_shards=reused,
+        seconds=seconds,
+    )
+
+
+@dataclass(frozen=True)
+class ImageStates:
+    """In which state every image of the data set ended; the three add up to all of them."""
+
+    labelled: int
+    empty: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` holds: what was asked, with what, what each iteration brought, and why the loop stopped.
+
+    `spec` has its secrets masked; `digests` name the models by content; `versions` the packages that took part.
+    `without_prompt` counts images that no line of the prompt file names: they were not part of the data set.
+    """
+
+    spec: Mapping[str, Json]
+    digests: Mapping[str, str]
+    versions: Mapping[str, str]
+    iterations: tuple[IterationSummary, ...]
+    stop_reason: str
+    images: ImageStates
+    without_prompt: int = 0
+
+    @property
+    def labels(self) -> int:
+        """The number of labels delivered."""
+        return self.iterations[-1].counts.labels
+
+    def to_json(self) -> dict[str, Json]:
+        """The JSON object of `run.json`."""
+        return {
+            **{name: getattr(self, name) for name in ("spec", "digests", "versions", "stop_reason", "without_prompt")},
+            "images": asdict(self.images),
+            "iterations": [iteration.to_json() for iteration in self.iterations],
+        }

@@ -1,0 +1,1 @@
+"""Bytes to domain types and back, one file format per module."""

@@ -1,0 +1,168 @@
+"""Pictures of labels: boxes, names and scores drawn onto an image, for people to look at."""
+
+import colorsys
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from tasks.domain.annotations import Annotation
+from tasks.domain.boxes import box_area
+from tasks.domain.matching import shared_area
+
+Colour: TypeAlias = tuple[int, int, int]
+
+# The numbers below were chosen by eye (2026-11-22) on scenes of 160 pixels, photos of 640, and slides with 80 cells.
+SHORTEST_SIDE = 400  # pixels; a smaller image is enlarged, so that names fit beside its boxes,
+LONGEST_SIDE = 2000  # but not so far that a narrow strip grows without end
+FONT_SHARE = 0.024  # of the square root of the picture's area
+SMALLEST_FONT = 12  # pixels
+LINE_SHARE = 0.004  # of the square root of the picture's area
+TEXT_SHARE = 0.5  # of the picture's width; a longer phrase is cut
+HIDDEN_TAB = 4.0  # a hidden name weighs as much as so many hidden boxes
+HUES = 24  # more cannot be told apart
+
+# Anything else becomes PNG: no browser shows TIFF, GIF has 256 colours, BMP is not compressed.
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+
+
+def picture_name(key: str) -> str:
+    """The file name of an image's picture: its key, with `.png` behind it where that is no JPEG, PNG or WebP."""
+    return key if PurePosixPath(key).suffix.lower() in _FORMATS else f"{key}.png"
+
+
+def encode_picture(picture: Image.Image, name: str) -> bytes:
+    """The bytes of the picture in the format that the suffix of `name`, from `picture_name`, stands for."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format=_FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
+    return buffer.getvalue()
+
+
+def draw_annotations(pixels: NDArray[np.uint8], annotations: Sequence[Annotation]) -> Image.Image:
+    """The image with its boxes and, at each, the phrase and score on a tab in the colour of the phrase.
+
+    A small image is enlarged by a whole number, to a shorter side of `SHORTEST_SIDE`. Labels with higher scores lie on
+    top and have the first choice of a place.
+
+    Args:
+        pixels: (H, W, 3) RGB of the upright image.
+        annotations: Their boxes in pixels of that image.
+    """
+    height, width = pixels.shape[:2]
+    scale = max(1, min(-(-SHORTEST_SIDE // min(height, width)), LONGEST_SIDE // max(height, width)))
+    picture = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
+    ordered = sorted(annotations, key=lambda a: (-a.score, a.phrase, a.box))
+    boxes = np.array([a.box for a in ordered], dtype=np.float64).reshape(-1, 4) * scale  # (N, 4)
+    draw, font = ImageDraw.Draw(picture, "RGBA"), _font(picture)
+    tabs = _place_tabs([_tab(a, font, picture.width) for a in ordered], boxes, picture.size)
+    for tab, box in reversed(list(zip(tabs, boxes.tolist(), strict=True))):
+        _draw_box(draw, box, tab.colour, max(2, round(LINE_SHARE * _extent(picture))))
+    for tab in reversed(tabs):
+        _draw_tab(draw, tab, font)
+    return picture
+
+
+def colour_of(phrase: str) -> Colour:
+    """The colour of a phrase (RGB, 0 to 255): a hue by its hash, so the same in every picture of every run."""
+    digest = hashlib.sha256(phrase.encode("utf-8", "surrogatepass")).digest()
+    lightness = (0.42, 0.58)[digest[4] % 2]
+    red, green, blue = colorsys.hls_to_rgb(int.from_bytes(digest[:4], "big") % HUES / HUES, lightness, 0.9)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _text_colour(background: Colour) -> Colour:
+    """Black or white, whichever has the higher contrast by the relative luminance of WCAG 2.2."""
+    linear = [(c / 255 / 12.92) if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in background]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    # Both contrasts are equal where (L + 0.05) / 0.05 = 1.05 / (L + 0.05).
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
+def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, line: int) -> None:
+    """The outline of a box inside its edges, with a thin shade on both sides that holds on any background."""
+    left, top, right, bottom = box
+    # Pillow counts the last pixel in; boxes are half-open.
+    outline = (round(left), round(top), max(round(left), round(right) - 1), max(round(top), round(bottom) - 1))
+    draw.rectangle(outline, outline=(0, 0, 0, 110), width=line + 1)
+    draw.rectangle(outline, outline=colour, width=line)
+
+
+@dataclass(frozen=True)
+class _Tab:
+    """A label's text, its size in pixels, and where its upper left corner lies."""
+
+    text: str
+    colour: Colour
+    width: int
+    height: int
+    left: int = 0
+    top: int = 0
+
+
+def _tab(annotation: Annotation, font: ImageFont.FreeTypeFont, picture_width: int) -> _Tab:
+    text = _fitting_text(annotation, font, TEXT_SHARE * picture_width)
+    height = sum(font.getmetrics())
+    return _Tab(text, colour_of(annotation.phrase), math.ceil(font.getlength(text)) + height // 2, height)
+
+
+def _fitting_text(annotation: Annotation, font: ImageFont.FreeTypeFont, longest: float) -> str:
+    """Phrase and score on one line; a phrase that is longer than `longest` pixels loses its end."""
+    # Lone surrogates, which JSON can hold, cannot be drawn.
+    phrase = " ".join(annotation.phrase.split()).encode("utf-8", "replace").decode()
+    text = f"{phrase} {annotation.score:.2f}"
+    while phrase and font.getlength(text) > longest:
+        phrase = phrase[:-1].rstrip()
+        text = f"{phrase}\N{HORIZONTAL ELLIPSIS} {annotation.score:.2f}"
+    return text
+
+
+def _place_tabs(tabs: Sequence[_Tab], boxes: NDArray[np.float64], picture: tuple[int, int]) -> list[_Tab]:
+    """The tabs, each at the place around its box where it hides least; earlier ones choose first."""
+    placed = np.empty((0, 4))
+    result: list[_Tab] = []
+    for i, tab in enumerate(tabs):
+        places = _places(boxes[i], tab, picture)
+        best = places[np.argmin(_hidden(places, placed, np.delete(boxes, i, axis=0)))]
+        placed = np.vstack([placed, best])
+        result.append(replace(tab, left=int(best[0]), top=int(best[1])))
+    return result
+
+
+def _places(box: NDArray[np.float64], tab: _Tab, picture: tuple[int, int]) -> NDArray[np.float64]:
+    """Where a tab can lie at its box, the best places first, all inside the picture: (8, 4)."""
+    left, top, right, bottom = box.round()
+    above, below, flush_right = top - tab.height, bottom, right - tab.width
+    corners = [(left, above), (flush_right, above), (left, below), (flush_right, below)]
+    corners += [(right, top), (left - tab.width, top), (left, top), (flush_right, bottom - tab.height)]
+    size = np.array([tab.width, tab.height])
+    top_left = np.clip(np.array(corners), 0, np.maximum(np.array(picture) - size, 0))  # (8, 2)
+    return np.hstack([top_left, top_left + size])
+
+
+def _hidden(places: NDArray[np.float64], tabs: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much each place (P, 4) would hide of other tabs, which hurts most, and of other boxes, as shares: (P,)."""
+    of_tabs = (shared_area(places, tabs) / np.maximum(box_area(tabs), 1.0)).sum(axis=1)
+    of_boxes = (shared_area(places, boxes) / np.maximum(box_area(boxes), 1.0)).sum(axis=1)
+    return HIDDEN_TAB * of_tabs + of_boxes  # type: ignore[no-any-return]
+
+
+def _draw_tab(draw: ImageDraw.ImageDraw, tab: _Tab, font: ImageFont.FreeTypeFont) -> None:
+    draw.rectangle((tab.left, tab.top, tab.left + tab.width - 1, tab.top + tab.height - 1), fill=tab.colour)
+    draw.text((tab.left + tab.height // 4, tab.top), tab.text, fill=_text_colour(tab.colour), font=font, anchor="la")
+
+
+def _extent(picture: Image.Image) -> float:
+    """The side in pixels of a square with the picture's area."""
+    return math.sqrt(picture.width * picture.height)
+
+
+def _font(picture: Image.Image) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, so that no system needs to have one."""
+    return ImageFont.load_default(max(SMALLEST_FONT, round(FONT_SHARE * _extent(picture))))  # type: ignore[return-value]

@@ -1,0 +1,121 @@
+"""What a run leaves in results_dir, under the names that people and trainers look for."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.domain.annotations import LabelledImage
+from tasks.domain.errors import ImageError
+from tasks.domain.images import Failure
+from tasks.formats.coco import distinct_phrases, write_coco
+from tasks.formats.failures import dump_failures
+from tasks.formats.labelmap import dump_labelmap
+from tasks.formats.odvg import dump_odvg, dump_remaining, odvg_entries
+from tasks.pictures import draw_annotations, encode_picture, picture_name
+from tasks.store import Folder
+
+# Reads the labels anew, shard by shard, sorted by key. Each file that is written walks through them once, so that no
+# more than one shard's labels and the bytes of one file are in memory.
+Shards: TypeAlias = Callable[[], Iterable[Sequence[LabelledImage]]]
+
+_ITERATION = re.compile(r"auto_label(\d+)")
+
+
+def write_labels(folder: Folder, shards: Shards, class_names: Sequence[str], failures: Iterable[Failure]) -> None:
+    """Write the delivered labels: annotations.json, final_annotation.jsonl, labelmap.json and failures.jsonl.
+
+    `class_names` is empty in grounding mode, which has no label map: that of an earlier run is deleted.
+    """
+    _write_coco(folder, "annotations.json", shards, class_names)
+    _write_odvg(folder, "final_annotation.jsonl", _images(shards), class_names)
+    folder.write("failures.jsonl", dump_failures(failures))
+    if class_names:
+        folder.write("labelmap.json", dump_labelmap(class_names))
+    else:
+        folder.delete_tree("labelmap.json")
+
+
+def write_iteration(folder: Folder, iteration: int, shards: Shards, class_names: Sequence[str]) -> None:
+    """Write the folder of an iteration, auto_label0 and so on, from the labels after it.
+
+    annotations.json holds all labels so far, autolabelled.jsonl those that this iteration added (an image that got
+    none has an empty list), remaining.jsonl the phrases without a label.
+    """
+    into = f"auto_label{iteration}"
+    added = (_added_by(iteration, image) for image in _images(shards))
+    _write_coco(folder, f"{into}/annotations.json", shards, class_names)
+    _write_odvg(folder, f"{into}/autolabelled.jsonl", added, class_names)
+    folder.write(f"{into}/remaining.jsonl", b"".join(dump_remaining(_images(shards))))
+
+
+def _images(shards: Shards) -> Iterator[LabelledImage]:
+    for shard in shards():
+        yield from shard
+
+
+def _write_coco(folder: Folder, path: str, shards: Shards, class_names: Sequence[str]) -> None:
+    categories = class_names or distinct_phrases(_images(shards))
+    folder.write(path, b"".join(write_coco(shards(), categories)))
+
+
+def _write_odvg(folder: Folder, path: str, images: Iterable[LabelledImage], class_names: Sequence[str]) -> None:
+    folder.write(path, b"".join(dump_odvg(odvg_entries(images, class_names))))
+
+
+def _added_by(iteration: int, image: LabelledImage) -> LabelledImage:
+    records = (
+        replace(record, annotations=tuple(a for a in record.annotations if a.iteration == iteration))
+        for record in image.records
+    )
+    return replace(image, records=tuple(records))
+
+
+def delete_stale_iterations(folder: Folder, iterations: int) -> None:
+    """Delete the folders of iterations that an earlier, longer run left: this one has `iterations` of them."""
+    for name in folder.names():
+        match = _ITERATION.fullmatch(name)
+        if match and int(match[1]) >= iterations:
+            folder.delete_tree(name)
+
+
+def delete_pictures(folder: Folder, iteration: int | None = None) -> None:
+    """Delete the pictures that an earlier run left, of an iteration or (None) of the delivered labels."""
+    folder.delete_tree(_pictures_folder(iteration))
+
+
+def write_pictures(
+    folder: Folder,
+    images: Iterable[LabelledImage],
+    decode: Callable[[str], NDArray[np.uint8]],
+    iteration: int | None = None,
+) -> tuple[Failure, ...]:
+    """Write a picture of every image into images_annotated, under the image's own path (see `picture_name`).
+
+    Args:
+        folder: results_dir.
+        images: The images with the labels to draw.
+        decode: Gives the upright pixels (H, W, 3) of an image key; ImageError where it cannot.
+        iteration: Into the folder of this iteration; None stands for results_dir itself.
+
+    Returns:
+        The images that could not be read again, for the record: their labels stand.
+    """
+    failures: list[Failure] = []
+    for labelled in images:
+        key = labelled.image.key
+        try:
+            picture = draw_annotations(decode(key), labelled.annotations)
+        except ImageError as error:
+            failures.append(Failure(key, "export", str(error)))
+        else:
+            name = picture_name(key)
+            folder.write(f"{_pictures_folder(iteration)}/{name}", encode_picture(picture, name))
+    return tuple(failures)
+
+
+def _pictures_folder(iteration: int | None) -> str:
+    return "images_annotated" if iteration is None else f"auto_label{iteration}/images_annotated"
