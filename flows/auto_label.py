@@ -29,6 +29,7 @@ from tasks.infer import infer
 from tasks.models import load_prompter
 from tasks.progress import begin
 from tasks.shard_images import shard_images
+from tasks.store import Folder
 
 T = TypeVar("T")
 
@@ -50,8 +51,8 @@ ONE_AT_A_TIME = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_
 @flow(name="auto-label", task_runner=ONE_AT_A_TIME, persist_result=False)
 def auto_label(spec: ExperimentSpec) -> RunRecord:
     """Label the images of the spec with boxes, and leave labels, pictures and the run record in its `results_dir`."""
-    run = inputs_of(spec)
-    with status_file(run.export.results):
+    with status_file(Folder(spec.results_dir, spec.storage_options)):
+        run = inputs_of(spec)
         index = index_images.submit(run.place.source, run.store).result()
         dataset = shard_images.submit(run.store, index, run.records, run.classes, spec.shard_size).result()
         shards, iterations, stop = iterate(run, [Shard(shard.images, shard.annotations) for shard in dataset.shards])

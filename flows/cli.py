@@ -162,14 +162,12 @@ def _label(spec: ExperimentSpec) -> int:
     show_warnings()
     with progress_bars():
         state = auto_label(spec, return_state=True)
-        record = state.result()
+    page = f"run: {api.removesuffix('/api')}/runs/flow-run/{state.state_details.flow_run_id}"
+    if not state.is_completed():
+        errors.print(page, highlight=False, soft_wrap=True)
+    record = state.result()
     print_run(record)
-    output.print(f"labels: {spec.results_dir}", highlight=False, soft_wrap=True)
-    output.print(
-        f"run: {api.removesuffix('/api')}/runs/flow-run/{state.state_details.flow_run_id}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    output.print(f"labels: {spec.results_dir}", page, sep="\n", highlight=False, soft_wrap=True)
     return SOME_FAILED if record.images.failed else DONE
 
 

@@ -103,14 +103,16 @@ def print_run(record: RunRecord) -> None:
 def print_plan(plan: "Plan") -> None:
     """What a run would do now: the data set, the captions, and the forwards of each iteration with the reason."""
     output.print(
-        f"{plan.images} images in {plan.shards} shards, {plan.failures} unreadable, "
-        f"{plan.without_prompt} without a prompt; {plan.phrases} phrases",
+        f"images: {plan.images} in {plan.shards} shards, {plan.failures} unreadable, "
+        f"{plan.without_prompt} without a prompt; phrases: {plan.phrases}",
         highlight=False,
     )
     for captions, records in plan.captions:
         output.print(
             f"{records} prompts of {captions} {'caption' if captions == 1 else 'captions'} each", highlight=False
         )
+    for text, tokens in plan.caption_texts:
+        output.print(f"caption of {tokens} tokens: {text}", highlight=False, markup=False)
     table = Table("iteration", "threshold", "forwards", "reused shards", "why")
     for step in plan.iterations:
         forwards = f"{step.forwards}" if step.exact else f"at most {step.forwards}"

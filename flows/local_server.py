@@ -9,19 +9,23 @@ import fcntl
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from tasks.domain.errors import ServerError
 
 START_TIMEOUT_SECONDS = 180.0  # a first start migrates the database: 19-46 s on two loaded cores
 POLL_SECONDS = 0.2
+ANSWER_SECONDS = 5.0  # for a health check; a loaded server answers in well under one
 
 # The recorder's batches make 600 task runs cost the server 7 s of CPU in place of 28 s (Prefect 3.8.8, SQLite).
 SERVER_ENVIRONMENT = {
@@ -33,10 +37,12 @@ SERVER_ENVIRONMENT = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_BATCH_SIZE": "200",
     "DO_NOT_TRACK": "1",
 }
-# The console belongs to the progress bars; the UI has all the logs.
+# The console belongs to the progress bars, and to our own words for an error; the UI has all the logs.
 CLIENT_ENVIRONMENT = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
-    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_EXTRA_LOGGERS": "flows,tasks",
+    "PREFECT_LOGGING_ROOT_LEVEL": "INFO",
     "DO_NOT_TRACK": "1",
 }
 
@@ -49,22 +55,55 @@ def ensure_server() -> str:
     """The API address of the server that this process shall use: the configured one, a running one, or a new one.
 
     Raises:
-        ServerError: the server did not come up; the message names its log.
+        ServerError: the configured server cannot be reached, or a new one did not come up; the message names its log.
     """
-    if configured := os.environ.get("PREFECT_API_URL"):
-        return configured
     home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
-    home.mkdir(parents=True, exist_ok=True)
+    if configured := os.environ.get("PREFECT_API_URL") or _profiled(home):
+        _refuse_unreachable(configured)
+        os.environ.update({**CLIENT_ENVIRONMENT, **os.environ})
+        return configured
     with _lock(home / "autolabel-server.lock"):
         api = _running(home) or _start(home)
-    os.environ.update(CLIENT_ENVIRONMENT, PREFECT_HOME=str(home), PREFECT_API_URL=api)
+    os.environ.update({**CLIENT_ENVIRONMENT, **os.environ}, PREFECT_HOME=str(home), PREFECT_API_URL=api)
     return api
+
+
+def _profiled(home: Path) -> str | None:
+    """The PREFECT_API_URL of the active profile, as `prefect config set` writes it."""
+    try:
+        content = tomllib.loads((home / "profiles.toml").read_text(encoding="utf-8"))
+        active = os.environ.get("PREFECT_PROFILE") or content["active"]
+        return str(content["profiles"][active]["PREFECT_API_URL"])
+    except (OSError, ValueError, KeyError, TypeError):  # no profiles, or none that says so
+        return None
+
+
+def _refuse_unreachable(api: str) -> None:
+    """Raise ServerError where nobody answers; whatever the answer is, Prefect's client can make more of it."""
+    try:
+        urllib.request.urlopen(f"{api.rstrip('/')}/health", timeout=ANSWER_SECONDS).close()  # noqa: S310
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except (OSError, ValueError, HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        if not isinstance(reason, ssl.SSLError):  # Prefect has certificates of its own
+            raise ServerError(
+                f"no Prefect server answers at PREFECT_API_URL={api}: {reason}; start it, or unset PREFECT_API_URL to "
+                "use a local one"
+            ) from error
 
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Hold the file's lock; the kernel lets go of it when the process dies."""
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise ServerError(
+            f"{path} cannot be written: {error.strerror}; set PREFECT_HOME to a folder of yours"
+        ) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -80,9 +119,12 @@ def _running(home: Path) -> str | None:
 
 def _healthy(api: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{api}/health", timeout=5) as answer:  # noqa: S310 - the address is our own http one
+        with urllib.request.urlopen(f"{api}/health", timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - the address is our own http one
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except urllib.error.HTTPError as answer:
+        answer.close()
+        return False
+    except (OSError, ValueError, HTTPException):  # what took the port of a server that is gone may speak anything
         return False
 
 

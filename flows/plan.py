@@ -7,6 +7,7 @@ from flows.run_inputs import RunInputs, inputs_of
 from tasks.aggregate import Bar, aggregate_shard
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.iteration import Progress, StopReason, stop_reason
+from tasks.domain.prompts import caption_text
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import ShardCounts, summarise
 from tasks.formats.coco import load_coco
@@ -32,7 +33,8 @@ class PlannedIteration:
 class Plan:
     """What a run would do now.
 
-    `captions` is the number of captions that one image of the data set needs, as (captions, images) pairs;
+    `captions` says how many prompts need how many captions, as (captions, prompts) pairs; `caption_texts` are those of
+    the class names with their lengths in tokens, none in grounding mode, where every image has its own;
     `stop` is the reason for which the loop would end, None where that depends on answers that are not known yet.
     """
 
@@ -42,6 +44,7 @@ class Plan:
     shards: int
     phrases: int
     captions: tuple[tuple[int, int], ...]
+    caption_texts: tuple[tuple[str, int], ...]
     iterations: tuple[PlannedIteration, ...]
     stop: StopReason | None
 
@@ -95,6 +98,10 @@ def plan_run(spec: ExperimentSpec) -> Plan:
             run.classes or {p for records in run.records.values() for record in records for p in record.phrases}
         ),
         captions=tuple(sorted(_total(captions).items())),
+        caption_texts=tuple(
+            (caption_text([run.classes[i] for i in caption.phrases]), len(caption.input_ids))
+            for caption in load_prompter(run.question.detector).captions(run.classes)
+        ),
         iterations=tuple(iterations),
         stop=stop,
     )

@@ -92,8 +92,11 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
 
 def question_of(spec: ExperimentSpec) -> Question:
     """Which detector the spec asks, down to which score, and which phrases again."""
-    if "grounding_dino" not in spec.autolabel_type:
-        raise SpecError(f"autolabel_type: found {spec.autolabel_type!r}, expected 'grounding_dino' to label with boxes")
+    if spec.autolabel_type != "grounding_dino":
+        raise SpecError(
+            f"autolabel_type: found {spec.autolabel_type!r}, expected 'grounding_dino': this version makes boxes, and "
+            "no masks"
+        )
     asked = spec.grounding_dino
     augmentation = asked.dataset.augmentation
     config = DetectorConfig(

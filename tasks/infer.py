@@ -4,19 +4,20 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from prefect import task
+from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from tasks.cached import cached
 from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.artifacts import ArtifactRef, Json, content_key
 from tasks.domain.detections import Candidates
-from tasks.domain.errors import ImageError
+from tasks.domain.errors import AutoLabelError, ImageError
 from tasks.domain.images import Failure, Image
 from tasks.domain.iteration import Reprompt, next_prompt
 from tasks.formats.candidates import dump_candidates, load_candidates
@@ -29,6 +30,7 @@ from tasks.store import ArtifactStore
 VERSION = 1
 BATCHES_AT_A_TIME = 4
 
+T = TypeVar("T")
 Pixels: TypeAlias = NDArray[np.uint8]
 RecordId: TypeAlias = tuple[str, int]  # the image's key and the caption's number
 
@@ -62,6 +64,12 @@ class AnsweredShard:
     reused: bool
 
 
+def _may_pass(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
+    """Whether a failure is worth another try: what the user has to mend is not."""
+    del task, run
+    return not isinstance(state.result(raise_on_failure=False), AutoLabelError)
+
+
 @task(
     name="infer",
     task_run_name="iteration {iteration} / infer {batch}",
@@ -70,6 +78,7 @@ class AnsweredShard:
     retries=2,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
     retry_jitter_factor=0.5,
+    retry_condition_fn=_may_pass,
     tags=["gpu"],
 )
 def infer(
@@ -206,31 +215,40 @@ class Inference:
         if not wanted:
             return answers
         detector = load_detector(self._question.detector, device=self._place.device)
-        for group in _groups(self._seen(wanted), self._place.batch_size):
+        for group in self._groups(self._seen(wanted)):
+            asked = [look for _, looks_at in group for look in looks_at]
             found = detector.detect(
-                [pixels for _, pixels in group],
-                [look.prompt for look, _ in group],
+                [pixels for pixels, looks_at in group for _ in looks_at],
+                [look.prompt for look in asked],
                 keep_floor=self._question.keep_floor,
                 batch_size=self._place.batch_size,
             )
-            self.forwards += sum(len(detector.captions(look.prompt)) for look, _ in group)
-            answers |= {look.id: answer for (look, _), answer in zip(group, found, strict=True)}
+            self.forwards += sum(len(detector.captions(look.prompt)) for look in asked)
+            answers |= {look.id: answer for look, answer in zip(asked, found, strict=True)}
+            self._done_with(len(group))
         return answers
 
-    def _seen(self, wanted: Sequence[Look]) -> Iterator[tuple[Look, Pixels]]:
-        """Every record with the pixels of its image; the images are read ahead, and decoded once each."""
+    def _seen(self, wanted: Sequence[Look]) -> Iterator[tuple[Pixels, list[Look]]]:
+        """The pixels of every image with what is asked about it; images are read ahead, and decoded once each."""
         by_image: dict[str, list[Look]] = {}
         for look in wanted:
             by_image.setdefault(look.image.key, []).append(look)
         for key, data in self._place.source.read_ahead(list(by_image), self._place.read_ahead):
             try:
-                pixels = decode_unchanged(data, by_image[key][0].image)
+                yield decode_unchanged(data, by_image[key][0].image), by_image[key]
             except ImageError as error:
                 self.failures.append(Failure(key, "infer", str(error)))
-            else:
-                yield from ((look, pixels) for look in by_image[key])
-            self.images += 1
-            advance("infer", 1)
+                self._done_with(1)
+
+    def _groups(self, seen: Iterator[T]) -> Iterator[list[T]]:
+        """On a GPU a few batches at a time: enough to find images of equal size, few enough to hold their pixels."""
+        size = 1 if self._place.device == "cpu" else BATCHES_AT_A_TIME * self._place.batch_size
+        while group := list(islice(seen, size)):
+            yield group
+
+    def _done_with(self, images: int) -> None:
+        self.images += images
+        advance("infer", images)
 
 
 def decode_unchanged(data: bytes | ImageError, image: Image) -> Pixels:
@@ -240,9 +258,3 @@ def decode_unchanged(data: bytes | ImageError, image: Image) -> Pixels:
     if hashlib.sha256(data).hexdigest() != image.sha256:
         raise ImageError("changed after it was indexed; run again to label the file as it is now")
     return decode(data)
-
-
-def _groups(seen: Iterator[tuple[Look, Pixels]], batch_size: int) -> Iterator[list[tuple[Look, Pixels]]]:
-    """A few batches at a time: enough to find images of equal size, few enough to hold their pixels."""
-    while group := list(islice(seen, BATCHES_AT_A_TIME * batch_size)):
-        yield group

@@ -20,7 +20,7 @@ IMAGE_STD = (0.229, 0.224, 0.225)
 def build_config() -> GroundingDinoConfig:
     """About 1.5 million parameters. Every dropout is off: scenes are endless, so nothing is learned by heart."""
     backbone = ConvNextV2Config(
-        hidden_sizes=[32, 64, 128], depths=[1, 2, 3], num_stages=3, patch_size=4, out_features=["stage2", "stage3"]
+        hidden_sizes=[32, 64, 128], depths=[2, 3, 3], num_stages=3, patch_size=4, out_features=["stage2", "stage3"]
     )
     text = BertConfig(
         vocab_size=QUESTION_MARK + 1,

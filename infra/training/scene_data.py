@@ -14,6 +14,7 @@ MAX_OBJECTS = 12
 TRAINING_SEED = 1_000_000
 VALIDATION_SEED = 500_000
 TEST_SEED = 0
+_EMPTY_SHARE = 0.03
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,16 @@ def batches(sets: list[SceneSet], batch_size: int, rng: np.random.Generator) -> 
     while True:
         scenes = sets[int(rng.choice(len(sets), p=shares))]
         transpose = bool(rng.integers(2))
-        yield [_augmented(scenes, int(i), transpose, rng) for i in rng.integers(len(scenes), size=batch_size)]
+        samples = [_augmented(scenes, int(i), transpose, rng) for i in rng.integers(len(scenes), size=batch_size)]
+        yield [_emptied(sample, rng) if rng.random() < _EMPTY_SHARE else sample for sample in samples]
+
+
+def _emptied(sample: Sample, rng: np.random.Generator) -> Sample:
+    """An image of the same size that shows nothing: one flat colour, with or without strong noise."""
+    colour = rng.integers(0, 256, size=3) if rng.random() < 0.5 else np.repeat(rng.choice([0, 255, 128]), 3)
+    noise = rng.integers(-128, 128, size=sample.pixels.shape) * rng.choice([0, 0.1, 1])
+    pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+    return Sample(pixels, np.zeros((0, 4), dtype=np.float32), np.zeros((0, 3), dtype=np.int64))
 
 
 def _augmented(scenes: SceneSet, index: int, transpose: bool, rng: np.random.Generator) -> Sample:

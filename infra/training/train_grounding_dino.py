@@ -12,7 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +54,6 @@ class State:
     step: int = 0
     seconds: float = 0.0
     best: float = 0.0
-    history: list[str] = field(default_factory=list)
 
 
 def main() -> None:
@@ -74,8 +73,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder for the exported model")
     parser.add_argument("--work", type=Path, default=Path("training"), help="folder for scenes, checkpoint and log")
     parser.add_argument("--minutes", type=float, default=100, help="training time in all, over every start")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak; a cosine follows")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=8e-4, help="peak; a cosine follows")
     parser.add_argument("--scenes", type=int, default=24000, help="how many are drawn before the start")
     parser.add_argument("--evaluate-every", type=float, default=5, help="minutes")
     parser.add_argument("--threads", type=int, default=2)
@@ -151,6 +150,7 @@ def _schedule(step: int, progress: float) -> float:
 
 
 def _step(state: State, samples: Sequence[Sample], writer: PromptWriter, learning_rate: float) -> dict[str, float]:
+    """Learn from one batch and return its losses by name."""
     prompts = writer.random_prompts([sample.attributes for sample in samples])
     losses = _losses(state, samples, prompts)
     for group in state.optimizer.param_groups:

@@ -26,8 +26,8 @@ _RGB = {
     "white": (246, 246, 246),
     "black": (22, 22, 24),
 }
-# Diameter as a fraction of the shorter side; between 0.15 and 0.24 lies nothing, so the size is never a guess.
-_DIAMETER = {"small": (0.11, 0.15), "large": (0.24, 0.38)}
+# Diameter as a fraction of the shorter side; between 0.165 and 0.25 lies nothing, so the size is never a guess.
+_DIAMETER = {"small": (0.125, 0.165), "large": (0.25, 0.38)}
 _MAX_OBJECTS = 12
 # An object with less of it in sight than this is not placed: its shape could not be told.
 _MIN_VISIBLE = 0.7

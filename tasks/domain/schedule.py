@@ -110,10 +110,5 @@ class CosineSchedule:
 Schedule: TypeAlias = ListSchedule | StepSchedule | ExponentialSchedule | CosineSchedule
 
 
-def next_threshold(schedule: Schedule, iteration: int) -> float | None:
-    """The threshold of the iteration after `iteration`; None at the schedule's floor, and at the end of a list."""
-    return None if schedule.ends_after(iteration) else schedule.threshold(iteration + 1)
-
-
 def _between(floor: float, value: float, start: float) -> float:
     return min(start, max(floor, round(value, _DECIMALS)))

@@ -7,7 +7,7 @@ A TAO Auto-Label spec is one of ours: its keys keep their names, places and mean
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictStr, model_validator
+from pydantic import AfterValidator, Field, StrictStr, field_serializer, model_validator
 
 from tasks.domain.spec_fields import (
     PLACEHOLDER,
@@ -23,7 +23,7 @@ from tasks.domain.spec_fields import (
 )
 from tasks.domain.spec_grounding_dino import GroundingDinoSpec
 from tasks.domain.spec_mal import MalSpec
-from tasks.domain.spec_problems import Problem, examine, shown, spec_error
+from tasks.domain.spec_problems import Problem, examine, masked, shown, spec_error
 
 # What each pipeline reads; the block of the other one may hold anything well-formed, placeholders too.
 _BLOCKS = {
@@ -64,6 +64,11 @@ class ExperimentSpec(SpecBlock):
     label."""
     grounding_dino: Tao[GroundingDinoSpec] = Field(default_factory=GroundingDinoSpec)
     mal: Tao[MalSpec] = Field(default_factory=MalSpec)
+
+    @field_serializer("storage_options", when_used="json")
+    def _without_secrets(self, options: Mapping[str, Any]) -> Any:
+        # Prefect keeps the JSON of a flow's parameters in its database and shows it in its UI.
+        return masked(options)
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from tasks.domain.artifacts import Json
 from tasks.domain.errors import SpecError
 from tasks.domain.spec_fields import PLACEHOLDER, REFUSAL, REQUIREMENT, SpecBlock, blocks_in
 
@@ -17,6 +18,7 @@ Block = TypeVar("Block", bound=SpecBlock)
 Path = tuple[str | int, ...]
 
 SECRET_KEYS = ("storage_options",)  # top-level keys whose values are shown nowhere
+MASK = "***"  # stands for a secret in what is written down
 
 _LONGEST_SHOWN = 80  # characters of a value in a message
 _MOST_LISTED = 12  # known keys in a message: a block with more is looked up in docs/spec.md
@@ -99,6 +101,13 @@ def shown(path: Path, value: object) -> str:
         return "nothing"
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | int | float) else str(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
+
+
+def masked(value: Any) -> Json:
+    """What may be shown of secrets: blocks and lists with their keys, and `MASK` in place of every value in them."""
+    if isinstance(value, Mapping):
+        return {str(key): masked(item) for key, item in value.items()}
+    return [masked(item) for item in value] if isinstance(value, list) else MASK
 
 
 class _Located(NamedTuple):

@@ -1,7 +1,7 @@
 """Experiment specs as YAML text, and the `key.sub=value` overrides of their keys."""
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import yaml
@@ -9,9 +9,7 @@ import yaml
 from tasks.domain.artifacts import Json
 from tasks.domain.spec import ExperimentSpec, examine_spec
 from tasks.domain.spec_fields import SpecBlock, is_unused
-from tasks.domain.spec_problems import SECRET_KEYS, Problem, spec_error
-
-MASK = "***"  # stands for a secret in what is written down
+from tasks.domain.spec_problems import SECRET_KEYS, Problem, masked, spec_error
 
 # YAML 1.1, which PyYAML reads, takes 2e-4 for text; YAML 1.2 (section 10.3.2) and OmegaConf, which reads TAO's specs,
 # take it for a number.
@@ -34,18 +32,13 @@ def parse_spec(text: str, overrides: Sequence[str] = (), *, source: str) -> Expe
     return spec
 
 
-def dump_spec(spec: ExperimentSpec) -> str:
-    """`spec` as YAML text that `parse_spec` reads back, with the values of `storage_options` masked."""
-    return yaml.safe_dump(spec_as_dict(spec), sort_keys=False, allow_unicode=True, width=120)
-
-
 def spec_as_dict(spec: ExperimentSpec) -> dict[str, Json]:
     """`spec` as JSON-able values, with the values of `storage_options` masked.
 
     It holds every key that something here reads, defaults too, and of the others those that the user has set.
     """
     plain = _plain_block(spec)
-    return {key: _masked(value) if key in SECRET_KEYS else value for key, value in plain.items()}
+    return {key: masked(value) if key in SECRET_KEYS else value for key, value in plain.items()}
 
 
 class _SpecLoader(yaml.SafeLoader):
@@ -146,9 +139,3 @@ def _plain(value: Any) -> Json:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value  # type: ignore[no-any-return]
-
-
-def _masked(value: Any) -> Json:
-    if isinstance(value, Mapping):
-        return {str(key): _masked(item) for key, item in value.items()}
-    return [_masked(item) for item in value] if isinstance(value, list) else MASK

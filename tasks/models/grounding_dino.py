@@ -45,7 +45,7 @@ from tasks.models.checkpoint_files import (
 from tasks.models.grounding_dino_checkpoints import UNREADABLE
 from tasks.models.grounding_dino_weights import load_model
 from tasks.models.postprocessing import Answer, candidates_of
-from tasks.models.preprocessing import Preprocessing, grown_until_workable, read_preprocessing
+from tasks.models.preprocessing import Preprocessing, Pyramid, grown_until_workable, read_preprocessing
 
 VERSION = 1  # of the rules in this file that change boxes or scores; part of the digest
 
@@ -189,7 +189,7 @@ class GroundingDinoDetector:
         """The (height, width) at which the model sees an image of this size."""
         config = self.model.config
         resized = self._preprocessing.resized(height, width)
-        return grown_until_workable(resized, config.num_queries, _strides(config))
+        return grown_until_workable(resized, config.num_queries, _pyramid(config))
 
     def _forward(self, pixels: Sequence[NDArray[np.float32]], captions: Sequence[Caption]) -> list[Answer]:
         """One forward pass over images (3, h, w) of equal size, with a caption each."""
@@ -351,13 +351,11 @@ def _pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
     return ids, attention_mask.long()
 
 
-def _strides(config: PreTrainedConfig) -> list[int]:
-    """Pixels per position of every feature level: the backbone's stages, then levels of half the size each."""
+def _pyramid(config: PreTrainedConfig) -> Pyramid:
+    """The feature levels of a model, from its config."""
     backbone = config.backbone_config
-    strides = [backbone.patch_size * 2 ** (stage - 1) for stage in backbone.out_indices]
-    while len(strides) < config.num_feature_levels:
-        strides.append(strides[-1] * 2)
-    return strides
+    strides = tuple(backbone.patch_size * 2 ** (stage - 1) for stage in backbone.out_indices)
+    return Pyramid(strides, config.num_feature_levels - len(strides), pads=backbone.model_type == "swin")
 
 
 def _batches(views: Iterable[_View], batch_size: int) -> Iterator[list[_View]]:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tasks.domain.errors import CheckpointError
 from tasks.models.checkpoint_files import CheckpointFiles
 from tasks.models.grounding_dino_checkpoints import UNREADABLE, Tensors, listed, read_original, to_hub_names
 
+BACKBONES = ("swin", "convnextv2")  # of the published checkpoints, and of the one that ships
 _MODELS = {
     GroundingDinoConfig: GroundingDinoForObjectDetection,
     # The same network whose heads divide by the square root of the width and add a bias: MM-Grounding-DINO, LLMDet,
@@ -85,10 +87,10 @@ def _model_class(name: str, config: PreTrainedConfig) -> Any:
             f"checkpoint {name} is a {config.model_type!r}; expected grounding-dino or mm-grounding-dino "
             "(Grounding DINO, MM-Grounding-DINO, LLMDet)"
         )
-    if config.backbone_config.model_type != "swin" or config.text_config.model_type != "bert":
+    if config.backbone_config.model_type not in BACKBONES or config.text_config.model_type != "bert":
         raise CheckpointError(
             f"checkpoint {name} joins {config.backbone_config.model_type} and {config.text_config.model_type}; "
-            "expected swin and bert"
+            f"expected {' or '.join(BACKBONES)} and bert"
         )
     return model_class
 
@@ -120,12 +122,14 @@ def _refuse_eager_text(name: str, model: PreTrainedModel) -> None:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and reports on standard error; what they would say is checked."""
+    """No progress bars, reports and advice on standard error; what they would say is checked, or cannot be helped."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="You'd better set embed_dim")
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -4,8 +4,7 @@ Bit for bit what transformers' `GroundingDinoImageProcessorPil` makes of one ima
 """
 
 import itertools
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,28 +67,48 @@ class Preprocessing:
         return (values - mean) / std
 
 
-def is_workable(size: tuple[int, int], positions: int, strides: Sequence[int]) -> bool:
-    """Whether an image of this (height, width) gives the encoder enough positions over levels of these strides.
+@dataclass(frozen=True)
+class Pyramid:
+    """The feature levels of a model: those of its backbone, at these strides in pixels, then `halvings` more.
 
-    The decoder starts from as many of them as it has queries. The coarsest level needs two: torch refuses to normalise
-    a group of a single value, which is what 32 channels in 32 groups come to.
+    Swin fills up the last patch of a row (`pads`); ConvNeXt leaves out what is short of a whole patch.
     """
-    per_level = [math.ceil(size[0] / stride) * math.ceil(size[1] / stride) for stride in strides]
-    return sum(per_level) >= positions and per_level[-1] >= 2
+
+    strides: tuple[int, ...]
+    halvings: int
+    pads: bool
+
+    def positions(self, side: int) -> list[int]:
+        """How many positions every level has along a side of so many pixels."""
+        levels: list[int] = [-(-side // stride) if self.pads else side // stride for stride in self.strides]
+        for _ in range(self.halvings):
+            levels.append(-(-levels[-1] // 2))
+        return levels
+
+    def is_workable(self, size: tuple[int, int], queries: int) -> bool:
+        """Whether an image of this (height, width) gives the encoder enough positions.
+
+        The decoder starts from as many of them as it has queries. The coarsest level needs two: torch refuses to
+        normalise a group of a single value, which is what 32 channels in 32 groups come to.
+        """
+        height, width = size
+        levels = zip(self.positions(height), self.positions(width), strict=True)
+        per_level = [rows * columns for rows, columns in levels]
+        return sum(per_level) >= queries and min(per_level) >= 2
 
 
-def grown_until_workable(size: tuple[int, int], positions: int, strides: Sequence[int]) -> tuple[int, int]:
+def grown_until_workable(size: tuple[int, int], queries: int, pyramid: Pyramid) -> tuple[int, int]:
     """The (height, width) itself, or the smallest of its shape that is workable.
 
     A strip of 1333 x 2 pixels has too few positions for 900 queries. It is scaled up beyond the longest edge, not
     padded: an image alone is never padded, and a strip stays small.
     """
-    if is_workable(size, positions, strides):
+    if pyramid.is_workable(size, queries):
         return size
     height, width = size
     for longer in itertools.count(max(size) + 1):
         grown = max(1, longer * height // max(size)), max(1, longer * width // max(size))
-        if is_workable(grown, positions, strides):
+        if pyramid.is_workable(grown, queries):
             break
     return grown
 

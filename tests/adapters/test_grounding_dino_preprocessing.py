@@ -10,9 +10,10 @@ from transformers.models.grounding_dino.image_processing_pil_grounding_dino impo
 from tasks.domain.errors import CheckpointError
 from tasks.domain.prompts import Caption
 from tasks.models.postprocessing import Answer, candidates_of, phrase_scores
-from tasks.models.preprocessing import Preprocessing, grown_until_workable, is_workable, read_preprocessing
+from tasks.models.preprocessing import Preprocessing, Pyramid, grown_until_workable, read_preprocessing
 
-STRIDES = (8, 16, 32, 64)
+SWIN = Pyramid((8, 16, 32), 1, pads=True)
+CONVNEXT = Pyramid((8, 16), 1, pads=False)
 sides = st.integers(1, 3000)
 
 
@@ -35,23 +36,27 @@ def test_sizes_are_those_of_transformers_and_never_under_a_pixel(height, width):
     assert Preprocessing().resized(height, width) == (max(1, theirs[0]), max(1, theirs[1]))
 
 
-@given(sides, sides, st.sampled_from([1, 20, 900]))
-def test_a_size_grows_only_if_it_must_and_no_further_than_it_must(height, width, positions):
+@given(sides, sides, st.sampled_from([1, 20, 900]), st.sampled_from([SWIN, CONVNEXT]))
+def test_a_size_grows_only_if_it_must_and_no_further_than_it_must(height, width, queries, pyramid):
     size = Preprocessing().resized(height, width)
-    grown = grown_until_workable(size, positions, STRIDES)
-    assert is_workable(grown, positions, STRIDES)
-    if is_workable(size, positions, STRIDES):
+    grown = grown_until_workable(size, queries, pyramid)
+    assert pyramid.is_workable(grown, queries)
+    if pyramid.is_workable(size, queries):
         assert grown == size
     else:
         longer = max(grown) - 1
         smaller = (max(1, longer * size[0] // max(size)), max(1, longer * size[1] // max(size)))
-        assert not is_workable(smaller, positions, STRIDES)
+        assert not pyramid.is_workable(smaller, queries)
 
 
 def test_a_grown_strip_keeps_its_shape():
     assert Preprocessing().resized(20, 12000) == (2, 1333)
-    height, width = grown_until_workable((2, 1333), 900, STRIDES)
+    height, width = grown_until_workable((2, 1333), 900, SWIN)
     assert width / height == pytest.approx(1333 / 2, rel=0.2)
+
+
+def test_convnext_leaves_out_what_is_short_of_a_patch_and_swin_fills_it_up():
+    assert (CONVNEXT.positions(47), SWIN.positions(47)) == ([5, 2, 1], [6, 3, 2, 1])
 
 
 def test_what_the_checkpoint_says_is_read_from_either_file(tmp_path):

@@ -1,65 +1,20 @@
-"""A real Prefect server for the tests of this folder, started once, and data sets painted for the fake detector."""
+"""Data sets painted for the fake detector, and specs over them."""
 
-import inspect
-import json
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from prefect.events.worker import EventsWorker
-from prefect.logging.handlers import APILogWorker
-from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.utilities.asyncutils import run_coro_as_sync
 
-from flows.local_server import ensure_server
 from tasks.domain.spec import ExperimentSpec, validate_spec
-from tasks.models.fake import paint
-
-Objects = Sequence[tuple[str, float, tuple[int, int, int, int]]]  # phrase, score, box
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, str]]:
-    """The environment in which a command uses the session's server; this process uses it too."""
-    home = tmp_path_factory.mktemp("prefect")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("PREFECT_API_URL", raising=False)
-        patch.setenv("PREFECT_HOME", str(home))
-        api = ensure_server()
-        with temporary_settings({PREFECT_API_URL: api}):
-            yield {**os.environ, "PREFECT_API_URL": api}
-            _send_what_is_queued()
-    os.kill(json.loads((home / "autolabel-server.json").read_text())["pid"], signal.SIGTERM)
-
-
-def _send_what_is_queued() -> None:
-    """Let Prefect's background threads deliver logs and events; without their server they retry for a minute."""
-
-    async def drain() -> None:
-        for worker in (APILogWorker.instance().drain(), EventsWorker.drain_all()):
-            if inspect.isawaitable(worker):
-                await worker
-
-    run_coro_as_sync(drain())
 
 
 @pytest.fixture
-def paint_image(tmp_path: Path) -> Callable[..., Path]:
-    """Paints a grey PNG of `size` (width, height) under images/, with a rectangle for every object."""
+def paint_image(tmp_path: Path, paint_picture: Callable[..., Path]) -> Callable[..., Path]:
+    """Paints a picture under images/ by its key; the rest is as for `paint_picture`."""
 
-    def painted(key: str, objects: Objects, size: tuple[int, int] = (200, 150)) -> Path:
-        pixels = np.full((size[1], size[0], 3), 128, np.uint8)
-        for phrase, score, (left, top, right, bottom) in objects:
-            pixels[top:bottom, left:right] = paint(phrase, score)
-        path = tmp_path / "images" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path)
-        return path
+    def painted(key: str, *objects_and_size: Any) -> Path:
+        return paint_picture(tmp_path / "images" / key, *objects_and_size)
 
     return painted
 

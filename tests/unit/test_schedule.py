@@ -10,7 +10,6 @@ from tasks.domain.schedule import (
     ListSchedule,
     Schedule,
     StepSchedule,
-    next_threshold,
 )
 
 shares = st.floats(0, 1)
@@ -27,8 +26,8 @@ formulas = st.one_of(steps, exponentials, cosines)
 def thresholds_of(schedule: Schedule) -> list[float]:
     """Every threshold of a run that only the schedule ends."""
     thresholds = [schedule.threshold(0)]
-    while (threshold := next_threshold(schedule, len(thresholds) - 1)) is not None:
-        thresholds.append(threshold)
+    while not schedule.ends_after(len(thresholds) - 1):
+        thresholds.append(schedule.threshold(len(thresholds)))
         assert len(thresholds) < 1000
     return thresholds
 

@@ -280,3 +280,10 @@ def test_a_spec_survives_the_json_of_a_flow_parameter() -> None:
 def test_secrets_are_not_in_the_representation_of_a_spec() -> None:
     spec = validate_spec({**boxes_spec(), "storage_options": {"secret": "hunter2"}})
     assert "hunter2" not in repr(spec) + str(spec)
+
+
+def test_secrets_are_not_in_the_json_of_a_flow_parameter() -> None:
+    options = {"key": "hunter2", "client_kwargs": {"tokens": ["hunter2"]}}
+    spec = validate_spec({**boxes_spec(), "storage_options": options})
+    assert spec.model_dump(mode="json")["storage_options"] == {"key": "***", "client_kwargs": {"tokens": ["***"]}}
+    assert spec.model_dump()["storage_options"] == spec.storage_options == options

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import ExperimentSpec
-from tasks.formats.spec_yaml import dump_spec, parse_spec, spec_as_dict
+from tasks.formats.spec_yaml import parse_spec, spec_as_dict
 
 TEXT = """
 autolabel_type: grounding_dino
@@ -161,7 +161,6 @@ def test_a_line_with_a_secret_that_is_not_yaml_is_not_shown() -> None:
 def test_secrets_are_masked_in_what_is_written_down() -> None:
     spec = parse(TEXT + "storage_options: {key: hunter2, client_kwargs: {urls: [hunter2]}}\n")
     assert spec_as_dict(spec)["storage_options"] == {"key": "***", "client_kwargs": {"urls": ["***"]}}
-    assert "hunter2" not in dump_spec(spec)
 
 
 # --- writing
@@ -179,7 +178,7 @@ def test_secrets_are_masked_in_what_is_written_down() -> None:
 )
 def test_a_spec_that_is_written_down_reads_back_the_same(overrides: list[str]) -> None:
     spec = parse(TEXT, *overrides)
-    assert parse(dump_spec(spec)) == spec
+    assert parse(yaml.safe_dump(spec_as_dict(spec))) == spec
 
 
 def test_keys_that_nothing_reads_are_written_down_only_if_they_were_set() -> None:
