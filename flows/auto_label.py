@@ -26,8 +26,8 @@ from tasks.export import export_iteration, export_labels
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.index_images import index_images
 from tasks.infer import infer
-from tasks.models import load_prompter
 from tasks.progress import begin
+from tasks.results import refuse_foreign_results
 from tasks.shard_images import shard_images
 from tasks.store import Folder
 
@@ -51,22 +51,26 @@ ONE_AT_A_TIME = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_
 @flow(name="auto-label", task_runner=ONE_AT_A_TIME, persist_result=False)
 def auto_label(spec: ExperimentSpec) -> RunRecord:
     """Label the images of the spec with boxes, and leave labels, pictures and the run record in its `results_dir`."""
-    with status_file(Folder(spec.results_dir, spec.storage_options)):
+    results = Folder(spec.results_dir, spec.storage_options)
+    refuse_foreign_results(results)
+    with status_file(results):
         run = inputs_of(spec)
         index = index_images.submit(run.place.source, run.store).result()
         dataset = shard_images.submit(run.store, index, run.records, run.classes, spec.shard_size).result()
         shards, iterations, stop = iterate(run, [Shard(shard.images, shard.annotations) for shard in dataset.shards])
         failed = list(chain.from_iterable(shard.failed for shard in shards))
         labels = [shard.annotations for shard in shards]
-        images = export_labels.submit(run.export, dataset.failures, labels, failed, len(iterations)).result()
+        delivered = export_labels.submit(run.export, dataset.failures, labels, failed, len(iterations)).result()
         record = RunRecord(
             spec=spec_as_dict(spec),
-            digests={"detector": load_prompter(run.question.detector).digest},
+            digests={"detector": run.question.digest},
             versions=versions(),
             iterations=tuple(iterations),
             stop_reason=stop,
-            images=images,
+            images=delivered.images,
+            device=run.place.device,
             without_prompt=dataset.without_prompt,
+            undrawn=delivered.undrawn,
         )
         run.export.results.write("run.json", json.dumps(record.to_json(), indent=2).encode())
         return record
@@ -129,6 +133,7 @@ def run_iteration(
         iteration,
         threshold,
         [shard.counts for shard in labelled],
+        run.classes,
         forwards=sum(answer.forwards for answer in answered),
         reused=sum(answer.reused for answer in answered),
         seconds=round(time.perf_counter() - started, 3),

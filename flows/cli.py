@@ -8,8 +8,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from typing import NoReturn, TypeAlias
 
+from tasks.domain.addresses import without_password
 from tasks.domain.errors import AutoLabelError
 from tasks.domain.spec import ExperimentSpec
 from tasks.store import Folder
@@ -46,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Label images with boxes from words: Grounding DINO, asked again with a lower bar.",
         epilog=STATUS_HELP,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('autolabel-flow')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_generate(commands)
     _add_plan(commands)
@@ -84,8 +87,10 @@ def _add_demo(commands: Commands) -> None:
         "draw scenes, label them with the detector that ships, and compare with the truth",
         "autolabel demo --scenes 20 --grounding results_dir=out",
     )
-    parser.add_argument("--scenes", type=_positive, default=40, metavar="N", help="pictures to draw (default: 40)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first picture (default: 0)")
+    parser.add_argument("--scenes", type=_at_least_1, default=40, metavar="N", help="pictures to draw (default: 40)")
+    parser.add_argument(
+        "--seed", type=_at_least_0, default=0, metavar="S", help="seed of the first picture (default: 0)"
+    )
     parser.add_argument(
         "--grounding", action="store_true", help='ask for each scene\'s phrases ("red star") in place of class names'
     )
@@ -137,10 +142,21 @@ def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"found {text}, expected 1 or more")
+def _at_least_1(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _at_least_0(text: str) -> int:
+    return _whole_number(text, 0)
+
+
+def _whole_number(text: str, least: int) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = None
+    if number is None or number < least:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number, {least} or more")
     return number
 
 
@@ -155,7 +171,9 @@ def _label(spec: ExperimentSpec) -> int:
     from flows.local_server import ensure_server
 
     if unused := spec.unused_keys():
-        errors.print(f"not used here: {', '.join(unused)}", highlight=False)
+        errors.print(f"not used here: {', '.join(unused)}")
+    if len(spec.gpu_ids) > 1:
+        errors.print(f"gpu_ids: only GPU {spec.gpu_ids[0]} is used; this version runs on one GPU")
     api = ensure_server()
     from flows.auto_label import auto_label
 
@@ -164,10 +182,10 @@ def _label(spec: ExperimentSpec) -> int:
         state = auto_label(spec, return_state=True)
     page = f"run: {api.removesuffix('/api')}/runs/flow-run/{state.state_details.flow_run_id}"
     if not state.is_completed():
-        errors.print(page, highlight=False, soft_wrap=True)
+        errors.print(page, soft_wrap=True)
     record = state.result()
     print_run(record)
-    output.print(f"labels: {spec.results_dir}", page, sep="\n", highlight=False, soft_wrap=True)
+    output.print(f"labels: {without_password(spec.results_dir)}", page, sep="\n", soft_wrap=True)
     return SOME_FAILED if record.images.failed else DONE
 
 

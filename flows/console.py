@@ -17,7 +17,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tasks.domain.summary import RunRecord
@@ -27,8 +27,9 @@ from tasks.progress import listening
 if TYPE_CHECKING:  # at run time it would import Prefect, which must wait until the server's address is known
     from flows.plan import Plan, PlannedIteration
 
-output = Console()
-errors = Console(stderr=True)
+# Names of classes, images and folders are the user's: nothing in them is markup, an emoji or worth a colour.
+output = Console(markup=False, emoji=False, highlight=False)
+errors = Console(markup=False, emoji=False, highlight=False, stderr=True)
 
 
 class ImagesPerSecond(ProgressColumn):
@@ -84,19 +85,16 @@ def show_warnings() -> None:
 
 def print_run(record: RunRecord) -> None:
     """The iterations as a table, then why the loop stopped and in which states the images are."""
-    table = Table("iteration", "threshold", "new labels", "labels", "without a label", "forwards", "seconds")
+    table = _table("iteration", "threshold", "new labels", "labels", "without a label", "forwards", "seconds")
     for iteration in record.iterations:
-        missing = ", ".join(iteration.missing) or f"{iteration.progress.missing or 'none'}"
+        missing = ", ".join(iteration.missing or ()) or f"{iteration.progress.missing or 'none'}"
         cells = (iteration.counts.new_labels, iteration.counts.labels, missing, iteration.forwards)
-        table.add_row(
-            str(iteration.iteration), f"{iteration.threshold:.3g}", *map(str, cells), f"{iteration.seconds:.1f}"
-        )
+        _add_row(table, iteration.iteration, f"{iteration.threshold:.3g}", *cells, f"{iteration.seconds:.1f}")
     output.print(table)
     states = record.images
     output.print(
         f"stopped: {record.stop_reason}; "
         f"images: {states.labelled} labelled, {states.empty} empty, {states.failed} failed",
-        highlight=False,
     )
 
 
@@ -105,20 +103,17 @@ def print_plan(plan: "Plan") -> None:
     output.print(
         f"images: {plan.images} in {plan.shards} shards, {plan.failures} unreadable, "
         f"{plan.without_prompt} without a prompt; phrases: {plan.phrases}",
-        highlight=False,
     )
     for captions, records in plan.captions:
-        output.print(
-            f"{records} prompts of {captions} {'caption' if captions == 1 else 'captions'} each", highlight=False
-        )
+        output.print(f"{records} prompts of {captions} {'caption' if captions == 1 else 'captions'} each")
     for text, tokens in plan.caption_texts:
-        output.print(f"caption of {tokens} tokens: {text}", highlight=False, markup=False)
-    table = Table("iteration", "threshold", "forwards", "reused shards", "why")
+        output.print(f"caption of {tokens} tokens: {text}")
+    table = _table("iteration", "threshold", "forwards", "reused shards", "why")
     for step in plan.iterations:
         forwards = f"{step.forwards}" if step.exact else f"at most {step.forwards}"
-        table.add_row(str(step.iteration), f"{step.threshold:.3g}", forwards, str(step.reused_shards), _why(step))
+        _add_row(table, step.iteration, f"{step.threshold:.3g}", forwards, step.reused_shards, _why(step))
     output.print(table)
-    output.print(f"a run makes {'' if plan.exact else 'at most '}{plan.forwards} forwards now", highlight=False)
+    output.print(f"a run makes {'' if plan.exact else 'at most '}{plan.forwards} forwards now")
 
 
 def _why(step: "PlannedIteration") -> str:
@@ -134,20 +129,32 @@ def _why(step: "PlannedIteration") -> str:
 
 
 def print_evaluation(report: BoxReport) -> None:
-    """Per class, overall, and after each iteration: labels, precision, recall, F1, AP50 and AP."""
+    """Per class, overall and per iteration: labels, precision, recall, F1, AP50 and AP.
+
+    The head of the iterations' table says which labels they are: those after an iteration, or up to it.
+    """
     columns = ("labels", "truth", "precision", "recall", "F1", "AP50", "AP")
-    table = Table("class", *columns)
+    table = _table("class", *columns)
     for name, scores in report.classes.items():
-        table.add_row(name, *_cells(scores))
+        _add_row(table, name, *_cells(scores))
     table.add_section()
-    table.add_row("all", *_cells(report.overall), style="bold")
+    _add_row(table, "all", *_cells(report.overall), style="bold")
     output.print(table)
     if len(report.iterations) > 1:
-        table = Table("up to iteration", *columns)
+        table = _table(report.iterations_are, *columns)
         for iteration, scores in report.iterations.items():
-            table.add_row(str(iteration), *_cells(scores))
+            _add_row(table, iteration, *_cells(scores))
         output.print(table)
     _print_coverage(report)
+
+
+def _table(*head: str) -> Table:
+    return Table(*(Column(Text(title)) for title in head))
+
+
+def _add_row(table: Table, *cells: object, style: str | None = None) -> None:
+    """Add the cells as they read: rich would take text in brackets for markup in a plain string."""
+    table.add_row(*(Text(str(cell)) for cell in cells), style=style)
 
 
 def _cells(scores: Scores) -> Sequence[str]:
@@ -165,6 +172,6 @@ def _print_coverage(report: BoxReport) -> None:
     ):
         if names:
             shown = ", ".join(map(str, names[:5])) + (", ..." if len(names) > 5 else "")
-            output.print(f"{len(names)} {what}: {shown}", highlight=False)
+            output.print(f"{len(names)} {what}: {shown}")
     if coverage.labels_left_out:
-        output.print(f"{coverage.labels_left_out} labels were left out for that", highlight=False)
+        output.print(f"{coverage.labels_left_out} labels were left out for that")

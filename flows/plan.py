@@ -14,7 +14,6 @@ from tasks.formats.coco import load_coco
 from tasks.formats.image_index import read_image_index
 from tasks.index_images import build_index
 from tasks.infer import look_ahead
-from tasks.models import load_prompter
 from tasks.shard_images import build_dataset
 
 
@@ -100,7 +99,7 @@ def plan_run(spec: ExperimentSpec) -> Plan:
         captions=tuple(sorted(_total(captions).items())),
         caption_texts=tuple(
             (caption_text([run.classes[i] for i in caption.phrases]), len(caption.input_ids))
-            for caption in load_prompter(run.question.detector).captions(run.classes)
+            for caption in run.prompter.captions(run.classes)
         ),
         iterations=tuple(iterations),
         stop=stop,
@@ -109,7 +108,6 @@ def plan_run(spec: ExperimentSpec) -> Plan:
 
 def _captions(run: RunInputs, shards: Sequence[ArtifactRef]) -> list[dict[int, int]]:
     """For every shard, how many records need how many captions when every phrase is asked."""
-    prompter = load_prompter(run.question.detector)
     known: dict[tuple[str, ...], int] = {}
     counts: list[dict[int, int]] = []
     for shard in shards:
@@ -117,7 +115,7 @@ def _captions(run: RunInputs, shards: Sequence[ArtifactRef]) -> list[dict[int, i
         for image in load_coco(run.store.read(shard))[0]:
             for record in image.records:
                 if record.phrases not in known:
-                    known[record.phrases] = len(prompter.captions(record.phrases))
+                    known[record.phrases] = len(run.prompter.captions(record.phrases))
                 of_shard[known[record.phrases]] = of_shard.get(known[record.phrases], 0) + 1
         counts.append(of_shard)
     return counts
@@ -142,15 +140,16 @@ def _foresee(run: RunInputs, prospects: list[Prospect]) -> tuple[list[PlannedIte
         counts = [prospect.counts for prospect in prospects if prospect.counts]
         known = len(counts) == len(prospects)
         # What is not known yet may always bring labels: the loop goes on then for as long as the schedule lets it.
-        history.append(_progress(iteration, step.threshold, counts) if known else Progress(1, 1, 1))
+        history.append(_progress(run, iteration, counts) if known else Progress(1, 1, 1))
         termination = run.termination if known else replace(run.termination, min_new_labels=None)
         stop = stop_reason(history, termination, at_floor=run.schedule.ends_after(iteration))
         if stop is not None:
             return planned, stop if known else None
 
 
-def _progress(iteration: int, threshold: float, counts: Sequence[ShardCounts]) -> Progress:
-    return summarise(iteration, threshold, counts, forwards=0, reused=0, seconds=0.0).progress
+def _progress(run: RunInputs, iteration: int, counts: Sequence[ShardCounts]) -> Progress:
+    threshold = run.schedule.threshold(iteration)
+    return summarise(iteration, threshold, counts, run.classes, forwards=0, reused=0, seconds=0.0).progress
 
 
 def _next(run: RunInputs, prospects: Sequence[Prospect], iteration: int) -> tuple[list[Prospect], PlannedIteration]:
@@ -172,7 +171,6 @@ def _step(run: RunInputs, prospect: Prospect, bar: Bar) -> tuple[Prospect, int]:
         return prospect, 0 if run.question.reprompt == "all" else prospect.most
     outlook = look_ahead(run.store, prospect.annotations, prospect.candidates, run.question)
     if outlook.candidates is None:
-        prompter = load_prompter(run.question.detector)
-        return Prospect(prospect.most, None), sum(len(prompter.captions(look.prompt)) for look in outlook.todo)
+        return Prospect(prospect.most, None), sum(len(run.prompter.captions(look.prompt)) for look in outlook.todo)
     after = aggregate_shard(run.store, prospect.annotations, outlook.candidates, bar)
     return Prospect(prospect.most, after.annotations, outlook.candidates, after.counts), 0

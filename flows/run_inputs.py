@@ -15,7 +15,7 @@ from tasks.export import Export
 from tasks.formats.noun_chunks import load_noun_chunks
 from tasks.image_files import ImageSource
 from tasks.infer import Place, Question
-from tasks.models import DetectorConfig, Prompter, load_prompter
+from tasks.models import DetectorConfig, Prompter, load_prompter, refuse_device
 from tasks.store import ArtifactStore, Folder
 
 PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "scikit-learn", "torch", "transformers")
@@ -30,6 +30,7 @@ class RunInputs:
     """
 
     spec: ExperimentSpec
+    prompter: Prompter
     store: ArtifactStore
     export: Export
     question: Question
@@ -49,11 +50,16 @@ class RunInputs:
         return Termination(asked.max_iterations, asked.min_new_labels, asked.patience)
 
     def rules(self, iteration: int) -> AggregationRules:
-        """How the detections of `iteration` join the labels."""
+        """How the detections of `iteration` join the labels.
+
+        Detections of all iterations are grouped anew each time, so the strictest `nms_threshold` so far holds: what an
+        iteration suppressed does not come back in a later one that is laxer.
+        """
         asked = self.spec.grounding_dino.aggregation
         match asked.method:
             case "nms":
-                method: Nms | Dbscan | Wbf = Nms(self.spec.grounding_dino.nms_threshold(iteration))
+                so_far = map(self.spec.grounding_dino.nms_threshold, range(iteration + 1))
+                method: Nms | Dbscan | Wbf = Nms(min((iou for iou in so_far if iou is not None), default=None))
             case "dbscan":
                 method = Dbscan(asked.eps, asked.min_samples, asked.box)
             case "wbf":
@@ -65,41 +71,47 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
     """The inputs of a run.
 
     Raises:
-        SpecError: the spec asks for masks alone.
+        SpecError: the spec asks for masks, or a device or precision that cannot be had.
         CheckpointError: the detector's files cannot be used.
         PromptError: a class name or noun chunk cannot be asked.
         FormatError: the prompt file does not follow its format.
     """
-    question = question_of(spec)
+    _refuse_masks(spec)
+    settings = settings_for(spec)
+    detector = _detector(spec)
+    refuse_device(detector, settings.device)
+    prompter = load_prompter(detector)
     records = _records(spec)
     classes = tuple(spec.grounding_dino.dataset.class_names)
-    _refuse_unaskable(load_prompter(question.detector), [classes, *(r.phrases for rs in records.values() for r in rs)])
-    store = ArtifactStore(spec.cache_dir or f"{spec.results_dir.rstrip('/')}/cache", spec.storage_options)
-    source = ImageSource(spec.image_roots, spec.storage_options)
-    settings = settings_for(spec)
+    _refuse_unaskable(prompter, [classes, *(r.phrases for rs in records.values() for r in rs)])
+    results = Folder(spec.results_dir, spec.storage_options)
+    cache = spec.cache_dir or f"{spec.results_dir.rstrip('/')}/cache"
+    store = ArtifactStore(cache, spec.storage_options)
+    source = ImageSource(spec.image_roots, spec.storage_options, excluded=(spec.results_dir, cache))
     return RunInputs(
         spec=spec,
+        prompter=prompter,
         store=store,
-        export=Export(
-            store, Folder(spec.results_dir, spec.storage_options), source, classes, spec.grounding_dino.visualize
-        ),
-        question=question,
+        export=Export(store, results, source, classes, spec.grounding_dino.visualize),
+        question=Question(detector, prompter.digest, spec.grounding_dino.floor, spec.grounding_dino.reprompt),
         place=Place(source, settings.device, settings.batch_size, settings.read_ahead),
         classes=classes,
         records=records,
     )
 
 
-def question_of(spec: ExperimentSpec) -> Question:
-    """Which detector the spec asks, down to which score, and which phrases again."""
+def _refuse_masks(spec: ExperimentSpec) -> None:
     if spec.autolabel_type != "grounding_dino":
         raise SpecError(
             f"autolabel_type: found {spec.autolabel_type!r}, expected 'grounding_dino': this version makes boxes, and "
             "no masks"
         )
+
+
+def _detector(spec: ExperimentSpec) -> DetectorConfig:
     asked = spec.grounding_dino
     augmentation = asked.dataset.augmentation
-    config = DetectorConfig(
+    return DetectorConfig(
         checkpoint=str(asked.checkpoint),
         precision=asked.precision,
         score=asked.score,
@@ -110,7 +122,6 @@ def question_of(spec: ExperimentSpec) -> Question:
         tokenizer=asked.model.text_encoder_type,
         architecture="log_scale_auto" if asked.model.log_scale == "auto" else None,
     )
-    return Question(config, asked.floor, asked.reprompt)
 
 
 def _records(spec: ExperimentSpec) -> dict[str, tuple[Record, ...]]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from tasks.domain.spec import ExperimentSpec
 
-# A task run costs 10 ms in threads and 46 ms of the server, so a run is kept under about 500 of them (measured with
-# Prefect 3.8.8): 64 tasks an iteration and step leave room for eight iterations.
-TASKS_PER_STEP = 64
+# A task run costs 10 ms in threads and 46 ms of the server (measured with Prefect 3.8.8), so a run of four iterations
+# is kept under 500 of them: 4 * (2 * 60 + 3) + 3 = 495. An iteration has up to 60 of `infer`, as many of `aggregate`,
+# and three more (export, termination, annealing); three stand beside the iterations (index, shards, labels).
+TASKS_PER_STEP = 60
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def aggregate(
 
 def aggregate_shard(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> LabelledShard:
     """The labels of one shard after this iteration; read from the store where the same inputs met before."""
-    key = content_key("aggregate", VERSION, {"in": [annotations.sha256, candidates.sha256], **asdict(bar)})
+    key = aggregate_key(annotations, candidates, bar)
     if found := store.lookup("annotations", key):
         return LabelledShard(found, ShardCounts.from_json(store.counts(found)), reused=True)
     images, _ = load_coco(store.read(annotations))
@@ -68,17 +68,26 @@ def aggregate_shard(store: ArtifactStore, annotations: ArtifactRef, candidates: 
     return LabelledShard(made, counts, reused=False)
 
 
+def aggregate_key(annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> str:
+    """The content key of the labels: both inputs by content, and the rules; two methods may have equal numbers."""
+    inputs = [annotations.sha256, candidates.sha256]
+    return content_key("aggregate", VERSION, {"in": inputs, "method": type(bar.rules.method).__name__, **asdict(bar)})
+
+
 def _label(
     images: Sequence[LabelledImage],
     answers: Mapping[tuple[str, int], Candidates],
     failed: Collection[str],
     bar: Bar,
 ) -> tuple[list[LabelledImage], ShardCounts]:
-    """The images with their records joined with the answers; an image that failed at inference leaves the labels."""
+    """The images with their records joined with the answers.
+
+    An image that failed at inference keeps the labels of earlier iterations; without any it leaves the data set.
+    """
     labelled: list[LabelledImage] = []
     joined: list[Aggregated] = []
     for image in images:
-        if image.image.key in failed:
+        if image.image.key in failed and not image.annotations:
             continue
         results = [_join(record, answers.get((image.image.key, record.caption_id)), bar) for record in image.records]
         joined += results

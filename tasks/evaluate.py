@@ -1,26 +1,36 @@
 """How good labels are against ground truth: COCO's twelve numbers, and precision and recall of what was delivered.
 
 AP ranks labels by their scores and so judges a detector at every bar; whoever trains on labels gets all of them, right
-or wrong, which precision and recall tell. Both are here: over all classes, per class, and after each iteration.
+or wrong, which precision and recall tell. Both are here: over all classes, per class, and per iteration.
 """
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from itertools import count, takewhile
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Json
 from tasks.domain.errors import FormatError
 from tasks.domain.matching import Counts, count_matches
 from tasks.formats.coco import box_xyxy
 from tasks.formats.foreign_coco import Row, load_coco_file, load_scored_coco
 from tasks.store import Folder
+
+# Whose scores those of iteration k are. "after iteration": the labels as they stood then, from the files that a run
+# leaves. "labels up to iteration": of the final labels those that iterations up to k brought, without what a later
+# iteration has replaced or joined.
+IterationsAre: TypeAlias = Literal["after iteration", "labels up to iteration"]
+
+_LABELS = "annotations.json"  # in a results_dir, and in the folder of each of its iterations
 
 # The order of pycocotools' `COCOeval.stats`, under the names of https://cocodataset.org/#detection-eval.
 STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -65,14 +75,16 @@ class BoxReport:
     """How good boxes are.
 
     `coco` holds COCO's twelve numbers under the names of `STATS`, None where there is no truth of that size; they look
-    at the 100 best labels of an image and class. `overall`, `classes` (in the order of the truth's categories) and
-    `iterations` (all labels up to and with iteration k; empty where labels do not tell) count every label delivered.
+    at the 100 best labels of an image and class. `overall` and `classes` (in the order of the truth's categories) count
+    every label delivered. `iterations` holds the scores of each iteration, of what `iterations_are` says; it is empty
+    where neither a file nor the labels tell.
     """
 
     coco: Mapping[str, float | None]
     overall: Scores
     classes: Mapping[str, Scores]
     iterations: Mapping[int, Scores]
+    iterations_are: IterationsAre
     coverage: Coverage
 
     def to_json(self) -> dict[str, Json]:
@@ -82,6 +94,7 @@ class BoxReport:
             "overall": self.overall.to_json(),
             "classes": {name: scores.to_json() for name, scores in self.classes.items()},
             "iterations": [{"iteration": k, **scores.to_json()} for k, scores in self.iterations.items()],
+            "iterations_are": self.iterations_are,
             "coverage": asdict(self.coverage),
         }
 
@@ -91,23 +104,63 @@ def evaluate(
 ) -> BoxReport:
     """`evaluate_boxes` on files: `labels` and `truth` are each a JSON file or a results_dir, local or an fsspec URL.
 
+    Of a results_dir that holds the labels after each iteration (`auto_label0/annotations.json` and so on), these files
+    are evaluated as the iterations; of a lone file, its labels up to each iteration.
+
     Raises:
         ArtifactError: A file is missing or cannot be read.
-        FormatError: As `evaluate_boxes`.
+        FormatError: As `evaluate_boxes`; names the file.
     """
     options = storage_options or {}
-    return evaluate_boxes(_read(labels, options), _read(truth, options), class_agnostic=class_agnostic)
+    folder, name = _place(labels, options)
+    ours = load_scored_coco(*_read(folder, name, "labels"))
+    theirs = load_coco_file(*_read(*_place(truth, options), "ground truth"))
+    paths = () if labels.endswith(".json") else _iterations_in(folder)
+    after = [load_scored_coco(*_read(folder, path, "labels")) for path in paths]
+    return _compare(ours, theirs, after, class_agnostic=class_agnostic)
 
 
-def _read(location: str, storage_options: Mapping[str, object]) -> bytes:
+def _place(location: str, storage_options: Mapping[str, object]) -> tuple[Folder, str]:
+    """The folder of a JSON file and its name; for a results_dir, that of its labels."""
     if not location.endswith(".json"):
-        return Folder(location, storage_options).read("annotations.json")
+        return Folder(location, storage_options), _LABELS
     folder, slash, name = location.rpartition("/")
-    return Folder(folder or slash or ".", storage_options).read(name)
+    return Folder(folder or slash or ".", storage_options), name
+
+
+def _read(folder: Folder, path: str, what: str) -> tuple[bytes, str]:
+    """The bytes of a file, and what it is with its address, for messages."""
+    return folder.read(path), f"{what} {_address(folder, path)}"
+
+
+def _address(folder: Folder, path: str) -> str:
+    return path if folder.uri == "." else without_password(f"{folder.uri.rstrip('/')}/{path}")
+
+
+def _iterations_in(results: Folder) -> tuple[str, ...]:
+    """The files with the labels after iteration 0, 1, ...: of as many iterations as the run's record lists.
+
+    Without a record, as after a run that was interrupted, of all that are there.
+    """
+    listed = _listed_iterations(results)
+    numbers = count() if listed is None else range(listed)
+    return tuple(takewhile(results.exists, (f"auto_label{k}/{_LABELS}" for k in numbers)))
+
+
+def _listed_iterations(results: Folder) -> int | None:
+    if not results.exists("run.json"):
+        return None
+    try:
+        return len(json.loads(results.read("run.json"))["iterations"])
+    except (ValueError, RecursionError, LookupError, TypeError) as error:
+        raise FormatError(
+            f"{_address(results, 'run.json')}: found no list of iterations, expected the record of a run; delete the "
+            "file, and every iteration that has a folder is evaluated"
+        ) from error
 
 
 def evaluate_boxes(labels: bytes, truth: bytes, *, class_agnostic: bool = False) -> BoxReport:
-    """Compare labels with ground truth.
+    """Compare labels with ground truth, and where they tell their iteration, those up to each iteration.
 
     Args:
         labels: A COCO file with a `score` on every annotation, whose images and classes are those of the truth with
@@ -118,11 +171,29 @@ def evaluate_boxes(labels: bytes, truth: bytes, *, class_agnostic: bool = False)
     Raises:
         FormatError: A file is not COCO, or the two have no image or no class in common.
     """
-    ours, theirs = load_scored_coco(labels, "labels"), _truth_of(load_coco_file(truth, "ground truth"))
+    ours, theirs = load_scored_coco(labels, "labels"), load_coco_file(truth, "ground truth")
+    return _compare(ours, theirs, (), class_agnostic=class_agnostic)
+
+
+def _compare(ours: Row | list[Row], truth: Row, after: Sequence[Row | list[Row]], *, class_agnostic: bool) -> BoxReport:
+    """The report of labels against the truth; `after` holds the labels after each iteration, where files have them."""
+    theirs = _truth_of(truth)
     if class_agnostic:
-        ours, theirs = _without_classes(ours), _without_classes(theirs)
-    rows, coverage = _match_names(ours, theirs) if isinstance(ours, dict) else _match_ids(ours, theirs)
-    return _report(rows, theirs, coverage)
+        ours, theirs, after = _without_classes(ours), _without_classes(theirs), list(map(_without_classes, after))
+    if isinstance(ours, dict):
+        _refuse_strangers(ours, theirs)
+    rows, coverage = _matched(ours, theirs)
+    overall = _report(rows, theirs, coverage)
+    if not after:
+        up_to = {k: _score(found, theirs) for k, found in _by_iteration(rows).items()}
+        return replace(overall, iterations=up_to)
+    scores = [_score(_matched(document, theirs)[0], theirs) for document in after]
+    return replace(overall, iterations=dict(enumerate(scores)), iterations_are="after iteration")
+
+
+def _matched(ours: Row | list[Row], truth: Row) -> tuple[list[Row], Coverage]:
+    """Our annotations under the truth's ids of the same image and class, and what has no counterpart."""
+    return _match_names(ours, truth) if isinstance(ours, dict) else _match_ids(ours, truth)
 
 
 def _truth_of(document: Row) -> Row:
@@ -139,7 +210,7 @@ def _truth_of(document: Row) -> Row:
 
 def _area(row: Row) -> float:
     _, _, width, height = row["bbox"]
-    return float(width * height)
+    return float(width) * float(height)
 
 
 def _without_classes(document: Any) -> Any:
@@ -151,11 +222,9 @@ def _without_classes(document: Any) -> Any:
 
 
 def _match_names(ours: Row, truth: Row) -> tuple[list[Row], Coverage]:
-    """Our annotations under the truth's ids of the same image and class."""
+    """A COCO file, which has names of its own."""
     image_of, class_of = _names(ours["images"], "file_name"), _names(ours["categories"], "name")
     image_ids, class_ids = _ids(truth["images"], "file_name"), _ids(truth["categories"], "name")
-    _refuse_strangers(image_of.values(), image_ids, "image")
-    _refuse_strangers(class_of.values(), class_ids, "class")
     named = [(row, image_of[row["image_id"]], class_of[row["category_id"]]) for row in ours["annotations"]]
     rows = [
         {**row, "image_id": image_ids[image], "category_id": class_ids[name]}
@@ -204,13 +273,15 @@ def _without(these: Iterable[Any], those: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(sorted(set(these) - set(those)))
 
 
-def _refuse_strangers(ours: Iterable[str], theirs: Iterable[str], what: str) -> None:
-    ours, theirs = sorted(ours), sorted(theirs)
-    if ours and theirs and not set(ours) & set(theirs):
-        raise FormatError(
-            f"labels and ground truth have no {what} in common: labels have {_some(ours)}, the truth has "
-            f"{_some(theirs)}; expected the same names (an image is called by its path below the image folder)"
-        )
+def _refuse_strangers(labels: Row, truth: Row) -> None:
+    """Refuse files that have no image or no class in common: they are not about the same things."""
+    for part, name, what in (("images", "file_name", "image"), ("categories", "name", "class")):
+        ours, theirs = (sorted(row[name] for row in document[part]) for document in (labels, truth))
+        if ours and theirs and not set(ours) & set(theirs):
+            raise FormatError(
+                f"labels and ground truth have no {what} in common: labels have {_some(ours)}, the truth has "
+                f"{_some(theirs)}; expected the same names (an image is called by its path below the image folder)"
+            )
 
 
 def _some(names: Sequence[str]) -> str:
@@ -218,6 +289,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _report(rows: Sequence[Row], truth: Row, coverage: Coverage) -> BoxReport:
+    """The report without iterations."""
     evaluation = _run_cocoeval(rows, truth)
     per_class = _count_by_class(rows, truth)
     labels, truths = (Counter(row["category_id"] for row in of) for of in (rows, _objects(truth)))
@@ -229,7 +301,8 @@ def _report(rows: Sequence[Row], truth: Row, coverage: Coverage) -> BoxReport:
         coco=dict(zip(STATS, map(_present, evaluation.stats.tolist()), strict=True)),
         overall=_overall(evaluation, rows, truth),
         classes=classes,
-        iterations={k: _score(found, truth) for k, found in _by_iteration(rows).items()},
+        iterations={},
+        iterations_are="labels up to iteration",
         coverage=coverage,
     )
 

@@ -1,5 +1,6 @@
 """Step: the labels of all shards, written under the names that people and trainers look for."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from tasks.image_files import ImageSource, decode
 from tasks.progress import advance, begin
 from tasks.results import delete_pictures, delete_stale_iterations, write_iteration, write_labels, write_pictures
 from tasks.store import ArtifactStore, Folder
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,14 @@ def export_iteration(export: Export, iteration: int, shards: Sequence[ArtifactRe
     _draw(export, shards, iteration)
 
 
+@dataclass(frozen=True)
+class Delivered:
+    """In which states the images ended, and how many pictures could not be made."""
+
+    images: ImageStates
+    undrawn: int
+
+
 @task(name="export labels", cache_policy=NO_CACHE, persist_result=False)
 def export_labels(
     export: Export,
@@ -50,19 +61,21 @@ def export_labels(
     shards: Sequence[ArtifactRef],
     failed: Sequence[ArtifactRef],
     iterations: int,
-) -> ImageStates:
-    """Write the delivered labels, failures and pictures; in which states the images ended.
+) -> Delivered:
+    """Write the delivered labels, failures and pictures; what an earlier, longer run left is deleted.
 
     `failures` are known from the index, and `failed` are the candidates that tell of images that failed at inference.
-    What an earlier, longer run left is deleted.
+    One that has labels of an iteration before its failure is labelled, and no failure.
     """
     delete_stale_iterations(export.results, iterations)
     images = _reader(export.store, shards)
-    lost = {failure for ref in failed for failure in load_candidates(export.store.read(ref))[1]}
+    looked_at = {image.image.key: bool(image.annotations) for shard in images() for image in shard}
+    told = {failure for ref in failed for failure in load_candidates(export.store.read(ref))[1]}
+    lost = {failure.image: failure for failure in sorted(told) if failure.image not in looked_at}
+    write_labels(export.results, images, export.classes, [*failures, *lost.values()])
     undrawn = _draw(export, shards, None)
-    write_labels(export.results, images, export.classes, sorted([*failures, *lost, *undrawn]))
-    labelled = [bool(image.annotations) for shard in images() for image in shard]
-    return ImageStates(sum(labelled), len(labelled) - sum(labelled), len(failures) + len(lost))
+    labelled = sum(looked_at.values())
+    return Delivered(ImageStates(labelled, len(looked_at) - labelled, len(failures) + len(lost)), undrawn)
 
 
 def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> Callable[[], Iterator[Sequence[LabelledImage]]]:
@@ -70,20 +83,24 @@ def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> Callable[[],
     return lambda: (load_coco(store.read(ref))[0] for ref in shards)
 
 
-def _draw(export: Export, shards: Sequence[ArtifactRef], iteration: int | None) -> tuple[Failure, ...]:
+def _draw(export: Export, shards: Sequence[ArtifactRef], iteration: int | None) -> int:
+    """Draw what is asked for; how many pictures could not be made."""
     delete_pictures(export.results, iteration)
     if not export.visualize:
-        return ()
-    return write_pictures(export.results, _drawn(export.store, shards), _pixels(export.source), iteration)
+        return 0
+    begin("draw", sum(int(str(export.store.counts(ref)["images"])) for ref in shards))
+    failures = write_pictures(export.results, _told(_reader(export.store, shards)()), _pixels(export.source), iteration)
+    for failure in failures:
+        logger.warning("no picture of %s: it %s", failure.image, failure.reason)
+    return len(failures)
 
 
-def _drawn(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> Iterator[LabelledImage]:
-    """Every image, telling the progress as each has been drawn."""
-    images = [image for shard in _reader(store, shards)() for image in shard]
-    begin("draw", len(images))
-    for image in images:
-        yield image
-        advance("draw", 1)
+def _told(shards: Iterator[Sequence[LabelledImage]]) -> Iterator[LabelledImage]:
+    """Every image, telling the progress when it has been drawn."""
+    for shard in shards:
+        for image in shard:
+            yield image
+            advance("draw", 1)
 
 
 def _pixels(source: ImageSource) -> Callable[[str], NDArray[np.uint8]]:

@@ -1,11 +1,8 @@
 """Image files: which there are, their bytes, and their pixels; the one place that opens pixels.
 
-What counts as an image file, and which pixels it has:
+What counts as an image file is told in tasks/image_roots.py. Which pixels it has:
 
-* A file is listed by its suffix (SUFFIXES, in any case) and decoded by its content: a PNG named .jpg is read.
-* Links to files are followed, those that leave the folder too: data sets are often folders of links into a common
-  store (DVC, git-annex), and whoever made the folder made the link. Links to folders are not followed, since they may
-  lead in circles; how many there are is logged. A folder named like an image is reported, and searched.
+* A file is decoded by its content, whatever its suffix: a PNG named .jpg is read.
 * Of animations and documents the first frame counts. EXIF orientation is applied, exactly once.
 * Alpha is dropped, as `cv2.imread` and `Image.convert("RGB")` do: what is labelled are the pixels that a detector
   trained on the labels will see.
@@ -15,32 +12,27 @@ What counts as an image file, and which pixels it has:
 
 import hashlib
 import io
-import logging
-import os
 import re
 import stat
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from time import sleep
+from typing import TypeAlias, TypeVar
 
 import numpy as np
-from fsspec.core import url_to_fs
-from fsspec.implementations.local import LocalFileSystem
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from tasks.domain.errors import ImageError, SpecError
-from tasks.domain.images import is_inner_path, key_prefixes
+from tasks.domain.errors import ImageError
+from tasks.domain.images import is_inner_path
+from tasks.image_roots import ImageRoot, ListedFile, open_roots, told
 
-logger = logging.getLogger(__name__)
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 # Pillow can read more (EPS starts Ghostscript); a file from anywhere that is named .jpg gets only these readers.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
 # Twice PIL.Image.MAX_IMAGE_PIXELS, where Pillow raises DecompressionBombError: 512 MiB of RGB.
@@ -57,9 +49,11 @@ TURN_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 SWAPS_SIDES = (5, 6, 7, 8)
-# What backends call the fields of `info` that change with a file's content (s3fs, gcsfs, adlfs, sftp, memory).
-VERSION_FIELDS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
-NO_KEY = "has a name with empty parts, '..' or a drive in it, which cannot be told from a path; rename it"
+# Seconds before a file of a remote backend is asked for again. A dropped connection or a busy server is over by then;
+# who is away for longer costs each image no more than this, and the next run tries again.
+PAUSES = (0.5, 2.0)
+# What no pause mends.
+LASTING_ERRORS = (FileNotFoundError, PermissionError)
 # Messages about files that can still be read (odd EXIF, over 89 megapixels, palettes with alpha).
 PILLOW_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -69,19 +63,6 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 class FetchError(ImageError):
     """The bytes of an image could not be fetched; unlike damage in the bytes that may pass."""
-
-
-@dataclass(frozen=True)
-class ListedFile:
-    """A file that should be an image, by its name.
-
-    `version` is made of what the backend tells about the content without reading it (size and times, ETag).
-    `reason` says in words why the file is not to be opened, None for the many that are.
-    """
-
-    key: str
-    version: str
-    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -99,11 +80,16 @@ class ImageSource:
 
     The key of an image is its POSIX path relative to its root. With several roots, the name of the root's last folder
     goes before it, and as many folders above that as it takes to tell the roots apart. `storage_options` go to the
-    backends of URLs; they may hold secrets and appear in no message. Raises SpecError where the roots cannot be used.
+    backends of URLs; they may hold secrets and appear in no message. `excluded` are folders or URLs that are not
+    searched where they lie below a root: the results and the cache of earlier runs. In one that is itself a root, only
+    the folders are left out that runs make there. A root below an excluded folder is searched; it was asked for.
+
+    Raises SpecError where the roots cannot be used.
     """
 
     roots: tuple[str, ...]
     storage_options: Mapping[str, object] = field(default_factory=dict, repr=False)
+    excluded: tuple[str, ...] = ()
 
     def list_images(self) -> list[ListedFile]:
         """All files with the suffix of an image, sorted by key; raises SpecError for a root that holds none.
@@ -113,28 +99,23 @@ class ImageSource:
         listed = [file for root in self._roots for file in root.list_images()]
         return sorted(listed, key=lambda file: file.key)
 
-    def resolve(self, key: str) -> str:
-        """The local path or the URL of the image `key`; raises ImageError for a key that leaves the image roots."""
-        root, path = self._locate(key)
-        return path if root.is_local else str(root.filesystem.unstrip_protocol(path))
-
     def read(self, key: str) -> bytes:
         """The bytes of the image file `key`; raises ImageError for a foreign key, FetchError where it cannot be read.
 
-        Never waits for a pipe or a device. The messages leave out the key, which stands beside them wherever they go.
+        Never waits for a pipe or a device. A remote backend that fails is asked again after each of PAUSES. The
+        messages leave out the key, which stands beside them wherever they go.
         """
         root, path = self._locate(key)
         try:
             if root.is_local and not stat.S_ISREG(Path(path).stat().st_mode):
                 raise FetchError("is no regular file; it was not opened")
-            data: bytes = root.filesystem.cat_file(path)
+            return _fetch(root, path)
         except FetchError:
             raise
         except FileNotFoundError as error:
             raise FetchError("is not there, or not any more; was it moved or deleted?") from error
         except Exception as error:  # the backends' own errors (botocore, aiohttp) share no base class
-            raise FetchError(f"cannot be read: {_told(error)}; check the permissions and run again") from error
-        return data
+            raise FetchError(f"cannot be read: {told(error)}; check the permissions and run again") from error
 
     def read_ahead(self, keys: Iterable[str], workers: int) -> Iterator[tuple[str, bytes | ImageError]]:
         """Every key with its bytes, or why there are none, in the order of `keys`, read by `workers` threads.
@@ -148,155 +129,29 @@ class ImageSource:
         return _in_order(lambda key: probe(self.read(key)), keys, workers)
 
     @cached_property
-    def _roots(self) -> tuple["_Root", ...]:
-        opened = [_open_root(uri, self.storage_options) for uri in self.roots]
-        prefixes = key_prefixes([root.parts for root in opened])
-        return tuple(replace(root, prefix=prefix) for root, prefix in zip(opened, prefixes, strict=True))
+    def _roots(self) -> tuple[ImageRoot, ...]:
+        return open_roots(self.roots, self.storage_options, self.excluded)
 
-    def _locate(self, key: str) -> tuple["_Root", str]:
+    def _locate(self, key: str) -> tuple[ImageRoot, str]:
         root = next((root for root in self._roots if key.startswith(root.prefix)), None)
         if root is None or not is_inner_path(key.removeprefix(root.prefix)):
+            roots = ", ".join(root.name for root in self._roots)
             raise ImageError(
-                f"{key!r} names no image under {', '.join(self.roots)}; expected a path relative to the image root, "
+                f"{key!r} names no image under {roots}; expected a path relative to the image root, "
                 "with forward slashes and without '..'"
             )
         return root, root.path_of(key)
 
 
-@dataclass(frozen=True)
-class _Root:
-    """An opened image root: `path` is what `filesystem` calls it, `prefix` what its keys begin with ("" or "name/")."""
-
-    uri: str
-    filesystem: Any
-    path: str
-    prefix: str = ""
-
-    @property
-    def is_local(self) -> bool:
-        return isinstance(self.filesystem, LocalFileSystem)
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """The folders that lead to the root; that of a URL begin with the protocol."""
-        folders = tuple(part for part in self.path.replace(os.sep, "/").split("/") if part)
-        return folders if self.is_local else (self.filesystem.unstrip_protocol("").partition(":")[0], *folders)
-
-    def list_images(self) -> list[ListedFile]:
-        files = _list_local(self) if self.is_local else _list_remote(self)
-        if not files:
-            raise SpecError(f"{self.uri} holds no images ({' '.join(SUFFIXES)}); check image_dir")
-        return [replace(file, key=self.prefix + file.key) for file in files]
-
-    def path_of(self, key: str) -> str:
-        path = f"{self.path.rstrip('/')}/{key.removeprefix(self.prefix)}"
-        if self.is_local and not _is_under(Path(path).parent, self.path):
-            raise ImageError(f"{key!r} leaves {self.uri} through a link to a folder; name that folder in image_dir")
-        return path
-
-
-def _open_root(uri: str, storage_options: Mapping[str, object]) -> _Root:
-    if "://" not in uri:
-        return _Root(uri, LocalFileSystem(), os.path.normpath(Path(uri).expanduser().absolute()))
-    try:
-        filesystem, path = url_to_fs(uri, **storage_options)
-    except Exception as error:  # an unknown protocol, a package that is not installed, a wrong option
-        raise SpecError(f"{uri} cannot be opened: {_told(error)}; check image_dir and storage_options") from error
-    return _Root(uri, filesystem, path)
-
-
-def _list_local(root: _Root) -> list[ListedFile]:
-    files: list[ListedFile] = []
-    links: list[str] = []
-    folders = [root.path]
-    while folders:
-        folder = folders.pop()
+def _fetch(root: ImageRoot, path: str) -> bytes:
+    for pause in () if root.is_local else PAUSES:
         try:
-            with os.scandir(folder) as scan:
-                entries = list(scan)
-        except OSError as error:
-            if folder == root.path:
-                raise SpecError(f"{root.uri} cannot be searched: {_told(error)}; check image_dir") from error
-            key = _readable(_relative(folder, root.path))
-            files.append(ListedFile(key, "", f"is a folder that cannot be searched: {_told(error)}"))
-            continue
-        folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
-        links += [entry.path for entry in entries if _links_to_folder(entry)]
-        files += [_listed_locally(entry, root.path) for entry in entries if _has_suffix(entry.name)]
-    if links:
-        example = _readable(_relative(min(links), root.path))
-        logger.warning("linked folders in %s were not searched: %d, such as %r", root.uri, len(links), example)
-    return files
-
-
-def _listed_locally(entry: os.DirEntry[str], top: str) -> ListedFile:
-    relative = _relative(entry.path, top)
-    try:
-        status = entry.stat()
-    except OSError as error:
-        kind = "is a link that cannot be followed" if entry.is_symlink() else "cannot be looked at"
-        return ListedFile(_readable(relative), "", f"{kind}: {_told(error)}")
-    # The time of the last status change is in it because no program can set it; archives restore that of modification.
-    version = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    return ListedFile(_readable(relative), version, _why_not_an_image_file(relative, status.st_mode))
-
-
-def _why_not_an_image_file(relative: str, mode: int) -> str | None:
-    if stat.S_ISDIR(mode):
-        return "is a folder, not an image"
-    if not stat.S_ISREG(mode):
-        return "is a pipe, socket or device, not an image; it was not opened"
-    if _readable(relative) != relative:
-        return "has a name that is not UTF-8; rename it"
-    return None if is_inner_path(relative) else NO_KEY
-
-
-def _list_remote(root: _Root) -> list[ListedFile]:
-    try:
-        root.filesystem.invalidate_cache()
-        found = root.filesystem.find(root.path, detail=True)
-    except Exception as error:  # the backends' own errors (botocore, aiohttp) share no base class
-        raise SpecError(f"{root.uri} cannot be listed: {_told(error)}; check image_dir and storage_options") from error
-    if root.path in found:
-        raise SpecError(f"{root.uri} is a file; image_dir takes folders")
-    return [
-        _listed_remotely(path.removeprefix(root.path).removeprefix("/"), info)
-        for path, info in found.items()
-        if _has_suffix(path) and info["type"] == "file"
-    ]
-
-
-def _listed_remotely(relative: str, info: Mapping[str, object]) -> ListedFile:
-    version = " ".join(str(info[name]) for name in ("size", *VERSION_FIELDS) if info.get(name) is not None)
-    return ListedFile(relative, version, None if is_inner_path(relative) else NO_KEY)
-
-
-def _has_suffix(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES)
-
-
-def _is_under(folder: Path, top: str) -> bool:
-    return Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(top))
-
-
-def _links_to_folder(entry: os.DirEntry[str]) -> bool:
-    with suppress(OSError):  # a link to itself
-        return entry.is_symlink() and entry.is_dir()
-    return False
-
-
-def _relative(path: str, top: str) -> str:
-    return path.removeprefix(top).lstrip(os.sep).replace(os.sep, "/")
-
-
-def _readable(relative: str) -> str:
-    # JSON cannot hold what Python makes of bytes that are not UTF-8, so they are written as a backslash and digits.
-    return os.fsencode(relative).decode("utf-8", "backslashreplace")
-
-
-def _told(error: Exception) -> str:
-    # Of an error of the operating system only what is wrong: its path says where the images lie on this machine.
-    return getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            return bytes(root.filesystem.cat_file(path))
+        except LASTING_ERRORS:
+            raise
+        except Exception:  # noqa: BLE001 - the backends' own errors (botocore, aiohttp) share no base class
+            sleep(pause)
+    return bytes(root.filesystem.cat_file(path))
 
 
 def _in_order(
@@ -360,7 +215,7 @@ def _loaded(data: bytes) -> Iterator[Image.Image]:
         kind = f"is none of {', '.join(FORMATS)}, or damaged at its beginning" if data else "is empty"
         raise ImageError(kind) from error
     except Exception as error:  # Pillow's readers raise what the bytes provoke: SyntaxError, struct.error, ...
-        raise ImageError(f"cannot be decoded: {_told(error)}") from error
+        raise ImageError(f"cannot be decoded: {told(error)}") from error
 
 
 def _refuse(image: Image.Image) -> None:

@@ -10,7 +10,8 @@ from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.errors import ImageError
 from tasks.domain.images import Failure, Image, ImageIndex
 from tasks.formats.image_index import write_image_index
-from tasks.image_files import FetchError, ImageSource, ListedFile, Probe
+from tasks.image_files import FetchError, ImageSource, Probe
+from tasks.image_roots import ListedFile
 from tasks.progress import advance, begin
 from tasks.store import ArtifactStore
 

@@ -17,13 +17,13 @@ from tasks.cached import cached
 from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.artifacts import ArtifactRef, Json, content_key
 from tasks.domain.detections import Candidates
-from tasks.domain.errors import AutoLabelError, ImageError
+from tasks.domain.errors import AutoLabelError, CheckpointError, ImageError
 from tasks.domain.images import Failure, Image
 from tasks.domain.iteration import Reprompt, next_prompt
 from tasks.formats.candidates import dump_candidates, load_candidates
 from tasks.formats.coco import load_coco
 from tasks.image_files import ImageSource, decode
-from tasks.models import DetectorConfig, load_detector, load_prompter
+from tasks.models import Detector, DetectorConfig, load_detector
 from tasks.progress import advance
 from tasks.store import ArtifactStore
 
@@ -37,9 +37,13 @@ RecordId: TypeAlias = tuple[str, int]  # the image's key and the caption's numbe
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked: which detector, which phrases, and down to which score its candidates are kept."""
+    """What is asked: which detector, which phrases, and down to which score its candidates are kept.
+
+    `digest` is that of the detector as the run found it; another one under the same name is not asked.
+    """
 
     detector: DetectorConfig
+    digest: str
     keep_floor: float
     reprompt: Reprompt
 
@@ -120,8 +124,8 @@ def looks(images: Sequence[LabelledImage], reprompt: Reprompt) -> list[Look]:
 def candidates_key(wanted: Sequence[Look], question: Question) -> str:
     """The content key of the answers: detector, keep floor, and every image and prompt; nothing about where."""
     asked: Json = [[*look.id, look.image.sha256, list(look.prompt)] for look in wanted]
-    detector = load_prompter(question.detector).digest
-    return content_key("infer", VERSION, {"detector": detector, "keep_floor": question.keep_floor, "asked": asked})
+    inputs: dict[str, Json] = {"detector": question.digest, "keep_floor": question.keep_floor, "asked": asked}
+    return content_key("infer", VERSION, inputs)
 
 
 def known_answers(
@@ -196,7 +200,8 @@ def infer_shard(
         replaces=outlook.incomplete,
     )
     advance("infer", outlook.images - fresh.images)
-    return AnsweredShard(made, fresh.forwards, len(fresh.failures), reused=False)
+    # Another run may have been faster, with failures of its own: what counts is what the artifact says.
+    return AnsweredShard(made, fresh.forwards, int(str(store.counts(made)["failures"])), reused=False)
 
 
 class Inference:
@@ -214,7 +219,7 @@ class Inference:
         answers: dict[RecordId, Candidates] = {}
         if not wanted:
             return answers
-        detector = load_detector(self._question.detector, device=self._place.device)
+        detector = self._load()
         for group in self._groups(self._seen(wanted)):
             asked = [look for _, looks_at in group for look in looks_at]
             found = detector.detect(
@@ -227,6 +232,12 @@ class Inference:
             answers |= {look.id: answer for look, answer in zip(asked, found, strict=True)}
             self._done_with(len(group))
         return answers
+
+    def _load(self) -> Detector:
+        detector = load_detector(self._question.detector, device=self._place.device)
+        if detector.digest != self._question.digest:
+            raise CheckpointError(f"{self._question.detector.checkpoint} changed while the run went on; run again")
+        return detector
 
     def _seen(self, wanted: Sequence[Look]) -> Iterator[tuple[Pixels, list[Look]]]:
         """The pixels of every image with what is asked about it; images are read ahead, and decoded once each."""

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tasks.domain.annotations import Annotation
 from tasks.domain.boxes import box_area
+from tasks.domain.errors import ImageError
 from tasks.domain.matching import shared_area
 
 Colour: TypeAlias = tuple[int, int, int]
@@ -27,6 +28,7 @@ SMALLEST_FONT = 12  # pixels
 LINE_SHARE = 0.004  # of the square root of the picture's area
 TEXT_SHARE = 0.5  # of the picture's width; a longer phrase is cut
 HIDDEN_TAB = 4.0  # a hidden name weighs as much as so many hidden boxes
+LONGEST_NAME = 255  # bytes; ext4, XFS, NTFS and APFS agree on it
 HUES = 24  # more cannot be told apart
 
 # Anything else becomes PNG: no browser shows TIFF, GIF has 256 colours, BMP is not compressed.
@@ -34,14 +36,32 @@ _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 def picture_name(key: str) -> str:
-    """The file name of an image's picture: its key, with `.png` behind it where that is no JPEG, PNG or WebP."""
-    return key if PurePosixPath(key).suffix.lower() in _FORMATS else f"{key}.png"
+    """The path of an image's picture: its key, with `.png` behind it where that is no JPEG, PNG or WebP.
+
+    A name that is too long for a file then loses its end for a digest of the whole.
+    """
+    path = PurePosixPath(key)
+    if path.suffix.lower() in _FORMATS:
+        return key
+    name = f"{path.name}.png"
+    if len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        digest = hashlib.sha256(path.name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        start = path.name.encode("utf-8", "surrogatepass")[: LONGEST_NAME - 24].decode("utf-8", "ignore")
+        name = f"{start}-{digest}.png"
+    return str(path.with_name(name))
 
 
 def encode_picture(picture: Image.Image, name: str) -> bytes:
-    """The bytes of the picture in the format that the suffix of `name`, from `picture_name`, stands for."""
+    """The bytes of the picture in the format that the suffix of `name`, from `picture_name`, stands for.
+
+    Raises:
+        ImageError: The format cannot hold it: WebP ends at 16 383 pixels a side, JPEG at 65 500.
+    """
     buffer = io.BytesIO()
-    picture.save(buffer, format=_FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
+    try:
+        picture.save(buffer, format=_FORMATS[PurePosixPath(name).suffix.lower()], quality=90)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"has no picture of {picture.width} x {picture.height} pixels: {error}") from error
     return buffer.getvalue()
 
 

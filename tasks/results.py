@@ -8,8 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.domain.addresses import without_password
 from tasks.domain.annotations import LabelledImage
-from tasks.domain.errors import ImageError
+from tasks.domain.errors import ArtifactError, ImageError, SpecError
 from tasks.domain.images import Failure
 from tasks.formats.coco import distinct_phrases, write_coco
 from tasks.formats.failures import dump_failures
@@ -22,7 +23,7 @@ from tasks.store import Folder
 # more than one shard's labels and the bytes of one file are in memory.
 Shards: TypeAlias = Callable[[], Iterable[Sequence[LabelledImage]]]
 
-_ITERATION = re.compile(r"auto_label(\d+)")
+ITERATION_FOLDER = re.compile(r"auto_label(\d+)")
 
 
 def write_labels(folder: Folder, shards: Shards, class_names: Sequence[str], failures: Iterable[Failure]) -> None:
@@ -74,10 +75,21 @@ def _added_by(iteration: int, image: LabelledImage) -> LabelledImage:
     return replace(image, records=tuple(records))
 
 
+def refuse_foreign_results(folder: Folder) -> None:
+    """Raise SpecError where folders that a run would delete are there, and no run has left its record beside them."""
+    names = folder.names()
+    ours = [name for name in names if name == "images_annotated" or ITERATION_FOLDER.fullmatch(name)]
+    if ours and not {"run.json", "status.json"} & set(names):
+        raise SpecError(
+            f"results_dir {without_password(folder.uri)} holds {', '.join(ours)}, which no run has made and a run would"
+            " delete; choose another results_dir, or move them away"
+        )
+
+
 def delete_stale_iterations(folder: Folder, iterations: int) -> None:
     """Delete the folders of iterations that an earlier, longer run left: this one has `iterations` of them."""
     for name in folder.names():
-        match = _ITERATION.fullmatch(name)
+        match = ITERATION_FOLDER.fullmatch(name)
         if match and int(match[1]) >= iterations:
             folder.delete_tree(name)
 
@@ -102,19 +114,29 @@ def write_pictures(
         iteration: Into the folder of this iteration; None stands for results_dir itself.
 
     Returns:
-        The images that could not be read again, for the record: their labels stand.
+        The images of which there is no picture, because they could not be read again, or their picture not written.
     """
     failures: list[Failure] = []
+    taken: set[str] = set()
     for labelled in images:
         key = labelled.image.key
+        name = _free_name(key, taken)
         try:
             picture = draw_annotations(decode(key), labelled.annotations)
-        except ImageError as error:
-            failures.append(Failure(key, "export", str(error)))
-        else:
-            name = picture_name(key)
             folder.write(f"{_pictures_folder(iteration)}/{name}", encode_picture(picture, name))
+        except (ImageError, ArtifactError) as error:
+            failures.append(Failure(key, "export", str(error)))
     return tuple(failures)
+
+
+def _free_name(key: str, taken: set[str]) -> str:
+    """The picture's name: `a.bmp` becomes `a.bmp.png`, and an image of that name `a.bmp.png.png`."""
+    name = picture_name(key)
+    while name in taken:
+        name += ".png"
+    if name != key:
+        taken.add(name)
+    return name
 
 
 def _pictures_folder(iteration: int | None) -> str:

@@ -1,6 +1,6 @@
 """Step: the index and the phrases, cut into shards of records without labels, where the loop begins."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from prefect import task
@@ -8,12 +8,14 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.artifacts import ArtifactRef, Json, content_key
+from tasks.domain.errors import SpecError
 from tasks.domain.images import Failure, ImageIndex, into_shards
 from tasks.formats.coco import dump_coco
 from tasks.formats.image_index import read_image_index
 from tasks.store import ArtifactStore
 
 VERSION = 1
+EXAMPLES = 3  # keys that a message shows of many
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,11 @@ def build_dataset(
     classes: tuple[str, ...],
     shard_size: int,
 ) -> Dataset:
-    """Cut the images into shards and publish each one without labels."""
+    """Cut the images into shards and publish each one without labels.
+
+    Raises SpecError when `records` are of other images than those of the index.
+    """
+    _refuse_strangers(index, records)
     asked = [image for image in index.images if classes or image.key in records]
     everything = (Record(0, None, classes),)
     shards = (
@@ -70,14 +76,43 @@ def build_dataset(
     )
 
 
+def _refuse_strangers(index: ImageIndex, records: Mapping[str, tuple[Record, ...]]) -> None:
+    found = _found(index)
+    if records and found.isdisjoint(records):
+        raise SpecError(
+            f"no line of the prompt file names an image that was found: its file_name are {_examples(records)}, and "
+            f"in image_dir there are {_examples(found)}; expected paths relative to image_dir"
+        )
+
+
+def _found(index: ImageIndex) -> set[str]:
+    return {image.key for image in index.images} | {failure.image for failure in index.failures}
+
+
+def _examples(keys: Iterable[str]) -> str:
+    first, more = sorted(keys)[:EXAMPLES], len(set(keys)) - EXAMPLES
+    return ", ".join(map(repr, first)) + (f" and {more} more" if more > 0 else "")
+
+
 def _failures(index: ImageIndex, records: Mapping[str, tuple[Record, ...]]) -> tuple[Failure, ...]:
     """What the index could not read, as far as it is asked about, and what is asked about and not in the index."""
     unreadable = [failure for failure in index.failures if not records or failure.image in records]
-    there = {image.key for image in index.images} | {failure.image for failure in unreadable}
-    missing = [
-        Failure(key, "index", "is named in the prompt file, and not there") for key in records if key not in there
-    ]
-    return tuple(sorted([*unreadable, *missing]))
+    found = _found(index)
+    missing = set(records) - found
+    meant = _longer_keys(missing, found)
+    reasons = {key: "is named in the prompt file, and not there" + meant.get(key, "") for key in missing}
+    return tuple(sorted([*unreadable, *(Failure(key, "index", reason) for key, reason in reasons.items())]))
+
+
+def _longer_keys(missing: set[str], found: set[str]) -> dict[str, str]:
+    """For missing keys the found ones that end with them: with several image roots the root's name is forgotten."""
+    meant: dict[str, list[str]] = {}
+    for key in sorted(found) if missing else ():
+        folders = key.split("/")
+        for end in ("/".join(folders[start:]) for start in range(1, len(folders))):
+            if end in missing:
+                meant.setdefault(end, []).append(key)
+    return {key: f"; did you mean {' or '.join(longer[:EXAMPLES])}" for key, longer in meant.items()}
 
 
 def publish_shard(store: ArtifactStore, images: Sequence[LabelledImage], classes: Sequence[str]) -> ArtifactRef:

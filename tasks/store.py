@@ -14,6 +14,7 @@ from typing import Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef, Json, canonical_json
 from tasks.domain.errors import ArtifactError
 from tasks.domain.images import is_inner_path
@@ -107,9 +108,10 @@ class Folder:
     @contextmanager
     def _open(self, path: str | None) -> Iterator[tuple[Any, str]]:
         """The file system and the path in it (None: of this folder), with the backend's errors told in our words."""
+        address = without_password(self.uri)
         if path is not None and not is_inner_path(path):
             raise ArtifactError(
-                f"{path!r} does not name a file inside {self.uri}; expected a relative path with forward slashes "
+                f"{path!r} does not name a file inside {address}; expected a relative path with forward slashes "
                 "and neither '..' nor empty parts"
             )
         try:
@@ -117,12 +119,12 @@ class Folder:
             yield filesystem, f"{root.rstrip('/')}/{path}" if path is not None else root
         except FileNotFoundError as error:
             raise MissingFileError(
-                f"{path!r} was not found in {self.uri}; check the address, and whether it was moved or deleted"
+                f"{path!r} was not found in {address}; check the address, and whether it was moved or deleted"
             ) from error
         except Exception as error:  # the backends' own errors (botocore, aiohttp, google.api_core) share no base class
             raise ArtifactError(
-                f"{path!r} in {self.uri} cannot be used: {type(error).__name__}: {error}; check the address, the "
-                "permissions, the free space and storage_options"
+                f"{path!r} in {address} cannot be used: {type(error).__name__}: {without_password(str(error))}; "
+                "check the address, the permissions, the free space and storage_options"
             ) from error
 
 
@@ -221,9 +223,9 @@ class ArtifactStore:
         try:
             payload = self._folder.read(path)
         except MissingFileError as error:
-            raise DamagedArtifactError(_damage(self.uri, path, "is missing")) from error
+            raise DamagedArtifactError(_found(self.uri, path, "is missing")) from error
         if (found := hashlib.sha256(payload).hexdigest()) != ref.sha256:
-            raise DamagedArtifactError(_damage(self.uri, path, f"has sha256 {found}, expected {ref.sha256}"))
+            raise DamagedArtifactError(_found(self.uri, path, f"has sha256 {found}, expected {ref.sha256}"))
         return payload
 
     def counts(self, ref: ArtifactRef) -> dict[str, Json]:
@@ -231,7 +233,7 @@ class ArtifactStore:
         manifest = self._manifest(ref.kind, ref.key)
         if manifest is None or manifest["sha256"] != ref.sha256:
             path = _manifest_path(ref.kind, ref.key)
-            raise DamagedArtifactError(_damage(self.uri, path, f"does not describe the bytes with sha256 {ref.sha256}"))
+            raise DamagedArtifactError(_found(self.uri, path, f"does not describe the bytes with sha256 {ref.sha256}"))
         return dict(manifest["counts"])
 
     def _whole(self, kind: str, key: str) -> ArtifactRef | None:
@@ -249,14 +251,14 @@ class ArtifactStore:
         except MissingFileError:
             return None
         except ValueError as error:
-            raise DamagedArtifactError(_damage(self.uri, path, "is not JSON")) from error
+            raise DamagedArtifactError(_found(self.uri, path, "is not JSON")) from error
         if _is_newer(manifest):
             raise ArtifactError(
-                f"{path} under {self.uri} is of format {manifest['format']}, newer than {MANIFEST_FORMAT}, which this "
-                "autolabel-flow reads; upgrade autolabel-flow or set another cache_dir"
+                _found(self.uri, path, f"is of format {manifest['format']}, newer than {MANIFEST_FORMAT}, which this ")
+                + "autolabel-flow reads; upgrade autolabel-flow or set another cache_dir"
             )
         if not _is_manifest(manifest):
-            raise DamagedArtifactError(_damage(self.uri, path, f"is not a manifest of format {MANIFEST_FORMAT}"))
+            raise DamagedArtifactError(_found(self.uri, path, f"is not a manifest of format {MANIFEST_FORMAT}"))
         return manifest  # type: ignore[no-any-return]
 
     @property
@@ -272,8 +274,8 @@ def _manifest_path(kind: str, key: str) -> str:
     return f"{kind}/{key[:2]}/{key}.manifest.json"
 
 
-def _damage(uri: str, path: str, what: str) -> str:
-    return f"{path} under {uri} {what}"
+def _found(uri: str, path: str, what: str) -> str:
+    return f"{path} under {without_password(uri)} {what}"
 
 
 def _is_newer(manifest: object) -> bool:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TypeAlias
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -20,10 +20,6 @@ class ArtifactRef:
     kind: str
     key: str
     sha256: str
-
-    def to_json(self) -> dict[str, str]:
-        """The reference as a JSON-able task argument or result."""
-        return asdict(self)
 
 
 def canonical_json(value: Json) -> bytes:

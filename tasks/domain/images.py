@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, permutations
 
@@ -56,14 +56,11 @@ def key_prefixes(roots: Sequence[tuple[str, ...]]) -> list[str]:
     """What the keys under each of several image roots begin with, so that no two images share a key.
 
     A root is given as the folders that lead to it. The prefix is its last folder and a slash, with as many folders
-    above it as it takes for no prefix to begin another; a single root has none. Raises SpecError when a root is or
-    lies in another, or when their names cannot be told apart.
+    above it as it takes for no prefix to begin another; a single root has none. Raises SpecError when their names
+    cannot be told apart.
     """
     if len(roots) == 1:
         return [""]
-    if nested := _beginning_another(roots):
-        outer, inner = ("/".join(roots[i]) for i in nested[0])
-        raise SpecError(f"image root {inner} lies in image root {outer}: its images would be labelled twice; drop one")
     prefixes = [root[-1:] for root in roots]
     while clashes := _beginning_another(prefixes):
         clashing = set(chain.from_iterable(clashes))
@@ -75,9 +72,39 @@ def key_prefixes(roots: Sequence[tuple[str, ...]]) -> list[str]:
     return ["/".join((*prefix, "")) for prefix in prefixes]
 
 
+def refuse_nested_roots(names: Sequence[str], places: Sequence[tuple[str, ...]]) -> None:
+    """Raise SpecError when an image root is or lies in another.
+
+    `places` are the folders that really lead to each root, with no link among them; the message says `names`.
+    """
+    if nested := _beginning_another(places):
+        i, j = nested[0]
+        where = f"is the same folder as {names[i]}" if places[i] == places[j] else f"lies in image root {names[i]}"
+        raise SpecError(f"image root {names[j]} {where}: its images would be labelled twice; drop one")
+
+
 def _beginning_another(paths: Sequence[tuple[str, ...]]) -> list[tuple[int, int]]:
     pairs = permutations(range(len(paths)), 2)
     return [(i, j) for i, j in pairs if paths[i] == paths[j][: len(paths[i])]]
+
+
+# What a run makes in its results_dir: the pictures, the folder of each iteration, and the cache.
+MADE_BY_RUNS = re.compile(r"images_annotated|auto_label\d+|cache")
+
+
+def folders_at_or_below(root: tuple[str, ...], places: Iterable[tuple[str, ...]]) -> frozenset[str]:
+    """Those of the folders `places` that are `root` or lie below it, relative to it; "" stands for the root itself."""
+    return frozenset("/".join(place[len(root) :]) for place in places if place[: len(root)] == root)
+
+
+def is_left_out(folder: str, excluded: frozenset[str]) -> bool:
+    """Whether a folder is not searched for images: one that is hidden, excluded, or made by runs in an excluded root.
+
+    `folder` and `excluded` are relative to the image root. The folders above `folder` are not looked at.
+    """
+    name = folder.rpartition("/")[2]
+    is_hidden = name.startswith(".") and name not in {".", ".."}
+    return is_hidden or folder in excluded or ("" in excluded and MADE_BY_RUNS.fullmatch(folder) is not None)
 
 
 LONGEST_SHARD = 4  # times the aimed size: a cut is forced there, which 1 shard in e**4 = 55 meets

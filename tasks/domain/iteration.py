@@ -49,11 +49,11 @@ class Progress:
 def stop_reason(history: Sequence[Progress], termination: Termination, *, at_floor: bool) -> StopReason | None:
     """Why to stop after the last iteration of `history`, or None to go on; the first rule that holds names the reason.
 
-    An empty first iteration is not convergence: `missing` is above 0 then, and only iterations that come with labels
-    count as poor in new ones. `at_floor` says that the schedule has no lower threshold left.
+    An empty first iteration is not convergence, and neither is a data set in which nothing could be looked at: both
+    rules about new labels ask for some label first. `at_floor` says that the schedule has no lower threshold left.
     """
     last = history[-1]
-    if last.missing == 0 and last.new_labels == 0:
+    if last.labels > 0 and last.missing == 0 and last.new_labels == 0:
         return StopReason.CONVERGED
     if _few_new_labels(history, termination):
         return StopReason.FEW_NEW_LABELS

@@ -51,7 +51,8 @@ def plan_captions(
     """The captions of at most `max_tokens` tokens that ask all phrases, in the order of their first phrases.
 
     `token_ids` are those of each cleaned phrase alone, without special tokens. No phrase is cut. First-fit decreasing
-    packs them: a caption less is possible at best in contrived cases, and the same phrases give the same captions.
+    packs them: a caption less is possible at best in contrived cases. Which phrases share a caption depends on the
+    phrases alone and not on their order, since company moves scores.
 
     Raises:
         PromptError: phrases have no known token, hold a separator or do not fit into a caption; names all of them.
@@ -61,7 +62,7 @@ def plan_captions(
     for index, ids in enumerate(token_ids):
         askers.setdefault(tuple(ids), []).append(index)
     distinct = list(askers)
-    packed = _first_fit_decreasing([len(ids) + 1 for ids in distinct], max_tokens - 2)
+    packed = _first_fit_decreasing(distinct, max_tokens - 2)
     return tuple(_caption([(distinct[place], askers[distinct[place]]) for place in members]) for members in packed)
 
 
@@ -77,17 +78,21 @@ def _caption(members: Sequence[tuple[tuple[int, ...], list[int]]]) -> Caption:
     return Caption(tuple(phrases), (*input_ids, SEP), tuple(spans[index] for index in phrases))
 
 
-def _first_fit_decreasing(sizes: Sequence[int], room: int) -> list[list[int]]:
-    """Places into `sizes`, packed into groups that sum to `room` at most; groups and their members ascending."""
+def _first_fit_decreasing(phrases: Sequence[tuple[int, ...]], room: int) -> list[list[int]]:
+    """Places into `phrases`, packed into groups of at most `room` tokens, with a full stop behind each phrase.
+
+    Groups and their members are ascending; the longest is packed first, ties by the token ids.
+    """
     groups: list[list[int]] = []
     space: list[int] = []
-    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
-        group = next((number for number, left in enumerate(space) if left >= sizes[place]), len(groups))
+    for place in sorted(range(len(phrases)), key=lambda place: (-len(phrases[place]), phrases[place])):
+        size = len(phrases[place]) + 1
+        group = next((number for number, left in enumerate(space) if left >= size), len(groups))
         if group == len(groups):
             groups.append([])
             space.append(room)
         groups[group].append(place)
-        space[group] -= sizes[place]
+        space[group] -= size
     return sorted(sorted(group) for group in groups)
 
 

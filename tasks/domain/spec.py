@@ -7,7 +7,15 @@ A TAO Auto-Label spec is one of ours: its keys keep their names, places and mean
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, StrictStr, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictStr,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 from tasks.domain.spec_fields import (
     PLACEHOLDER,
@@ -23,7 +31,7 @@ from tasks.domain.spec_fields import (
 )
 from tasks.domain.spec_grounding_dino import GroundingDinoSpec
 from tasks.domain.spec_mal import MalSpec
-from tasks.domain.spec_problems import Problem, examine, masked, shown, spec_error
+from tasks.domain.spec_problems import Problem, examine, masked, shown, spec_error, without_passwords
 
 # What each pipeline reads; the block of the other one may hold anything well-formed, placeholders too.
 _BLOCKS = {
@@ -46,9 +54,10 @@ class ExperimentSpec(SpecBlock):
     """`grounding_dino`: text to boxes. `mal`: boxes to masks. `grounding_dino+mal`: boxes, then their masks. TAO has
     the first two; `mal` is its default."""
     gpu_ids: Tao[Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_each_once)]] = (0,)
-    """Indices of the GPUs to use. Without a GPU the CPU is used."""
+    """Index of the GPU to use: a list as in TAO, of which the first one is used. This version runs on one GPU, and
+    without one on the CPU."""
     num_gpus: Unused[Count] = 1
-    """TAO's launcher reads it. Here `gpu_ids` alone says which GPUs are used, and so how many."""
+    """TAO's launcher reads it. Here the first of `gpu_ids` says which GPU is used."""
     batch_size: Tao[Count] = 4
     """Images (text to boxes) or boxes (boxes to masks) per forward pass. Never changes a label."""
     num_workers: Tao[NonNegativeInt] = 8
@@ -69,6 +78,10 @@ class ExperimentSpec(SpecBlock):
     def _without_secrets(self, options: Mapping[str, Any]) -> Any:
         # Prefect keeps the JSON of a flow's parameters in its database and shows it in its UI.
         return masked(options)
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_passwords(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        return without_passwords(serialize(self))
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:

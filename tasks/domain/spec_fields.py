@@ -1,10 +1,22 @@
 """What the blocks of the spec are made of: the base of every block, where a key comes from, and the checked types."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Final, LiteralString, NamedTuple, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
@@ -30,6 +42,17 @@ NonNegativeInt = Annotated[StrictInt, Field(ge=0)]
 NonNegative = Annotated[StrictFloat, Field(ge=0)]
 Share = Annotated[StrictFloat, Field(ge=0, le=1)]  # a score, a threshold or an IoU, both ends included
 PositiveShare = Annotated[StrictFloat, Field(gt=0, le=1)]
+ShareWithin = Annotated[StrictFloat, Field(gt=0, lt=1)]  # neither end included
+
+
+def _expanded(path: str) -> str:
+    """`path` with the home folder in place of a `~` at its start; as it is where no such user is known."""
+    with suppress(RuntimeError):
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    return path
+
+
+PathOrName = Annotated[StrictStr, AfterValidator(_expanded)]  # a file or folder of this machine, or a hub id
 
 
 class SpecBlock(BaseModel):

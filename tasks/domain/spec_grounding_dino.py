@@ -3,14 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Field, StrictBool, StrictFloat, StrictStr, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, StrictBool, StrictStr, Tag, model_validator
 
+from tasks.domain.prompts import clean_phrase
 from tasks.domain.schedule import CosineSchedule, ExponentialSchedule, ListSchedule, Schedule, StepSchedule
 from tasks.domain.spec_fields import (
     Count,
+    PathOrName,
     PositiveShare,
     Refusal,
     Share,
+    ShareWithin,
     SpecBlock,
     Tao,
     Text,
@@ -61,10 +64,10 @@ class ExponentialAnnealing(SpecBlock):
     """Which formula."""
     start: Share
     """Threshold of the first iteration."""
-    gamma: Annotated[StrictFloat, Field(gt=0, lt=1)]
+    gamma: ShareWithin
     """What the threshold is multiplied by in each iteration."""
-    floor: Share
-    """Lowest threshold; the run ends there."""
+    floor: PositiveShare
+    """Lowest threshold; the run ends there. A product never comes to 0, so the floor is above it."""
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -112,8 +115,9 @@ class DbscanAggregation(SpecBlock):
 
     method: Literal["dbscan"]
     """Which method."""
-    eps: PositiveShare = 0.3
-    """Largest distance 1 - IoU of neighbours (0.3: an IoU of at least 0.7, as with `nms`)."""
+    eps: ShareWithin = 0.3
+    """Largest distance 1 - IoU of neighbours (0.3: an IoU of at least 0.7, as with `nms`). At 1 boxes that do not touch
+    would be neighbours."""
     min_samples: Count = 1
     """Boxes that make a cluster; a box of none is dropped and counted as noise (1: no box is noise)."""
     box: Literal["best", "mean"] = "best"
@@ -174,14 +178,14 @@ def _distinct_names(names: tuple[str, ...]) -> tuple[str, ...]:
 def _unusable_names(names: tuple[str, ...]) -> Iterator[Refusal]:
     spellings: dict[str, str] = {}
     for index, name in enumerate(names):
+        # A name of separators alone asks nothing, so it is no other's duplicate; the prompter refuses it in its words.
+        asked = clean_phrase(name).casefold() or name
         if not name:
             yield Refusal((index,), name, "a name that is not blank")
-        elif name.lower() in spellings:
-            expected = (
-                f"each name once: {spellings[name.lower()]!r} is asked already, and the detector reads no capitals"
-            )
-            yield Refusal((index,), name, expected)
-        spellings.setdefault(name.lower(), name)
+        elif asked in spellings:
+            because = "the detector reads no capitals, and `.`, `?` and spaces as what stands between words"
+            yield Refusal((index,), name, f"each name once: {spellings[asked]!r} is asked already ({because})")
+        spellings.setdefault(asked, name)
 
 
 class DatasetSpec(SpecBlock):
@@ -207,7 +211,7 @@ class DatasetSpec(SpecBlock):
 class GroundingDinoSpec(SpecBlock):
     """Text to boxes, in iterations: infer, aggregate, check termination, lower the threshold."""
 
-    checkpoint: Tao[StrictStr | None] = None
+    checkpoint: Tao[PathOrName | None] = None
     """The detector: a Hugging Face hub id (`IDEA-Research/grounding-dino-tiny`), a folder with its files, a `.pth` of
     IDEA or TAO, a `.safetensors`, `bundled:grounding_dino_scenes` (it ships, and knows the shapes of the demo), or
     `fake` (answers without a network, for tests). Required."""

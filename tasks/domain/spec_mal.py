@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr
 
-from tasks.domain.spec_fields import Count, NonNegative, NonNegativeInt, Share, SpecBlock, Tao, Unused
+from tasks.domain.spec_fields import Count, NonNegative, NonNegativeInt, PathOrName, Share, SpecBlock, Tao, Unused
 from tasks.domain.spec_tao import MalTrainSpec
 
 
@@ -88,7 +88,7 @@ class MalModelSpec(SpecBlock):
 class MalSpec(SpecBlock):
     """Boxes to masks with the Mask Auto-Labeler."""
 
-    checkpoint: Tao[StrictStr | None] = None
+    checkpoint: Tao[PathOrName | None] = None
     """MAL checkpoint. Required when `autolabel_type` includes `mal`."""
     inference: Tao[MalInferenceSpec] = Field(default_factory=MalInferenceSpec)
     dataset: Tao[MalDatasetSpec] = Field(default_factory=MalDatasetSpec)

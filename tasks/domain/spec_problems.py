@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Json
 from tasks.domain.errors import SpecError
 from tasks.domain.spec_fields import PLACEHOLDER, REFUSAL, REQUIREMENT, SpecBlock, blocks_in
@@ -90,7 +91,7 @@ def examine(block: type[Block], data: Mapping[str, Any]) -> tuple[Block | None, 
 
 
 def shown(path: Path, value: object) -> str:
-    """How a message shows a value: shortened, blocks and lists by name only, secrets never."""
+    """How a message shows a value: shortened, blocks and lists by name only, secrets and passwords in URLs never."""
     if path and path[0] in SECRET_KEYS:
         return "a value that is not shown"
     if isinstance(value, Mapping):
@@ -99,6 +100,7 @@ def shown(path: Path, value: object) -> str:
         return "a list" if value else "an empty list"
     if value is None:
         return "nothing"
+    value = without_passwords(value)
     text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | int | float) else str(value)
     return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}..."
 
@@ -108,6 +110,15 @@ def masked(value: Any) -> Json:
     if isinstance(value, Mapping):
         return {str(key): masked(item) for key, item in value.items()}
     return [masked(item) for item in value] if isinstance(value, list) else MASK
+
+
+def without_passwords(value: Any) -> Any:
+    """`value`, a block, a list or a single value, with `MASK` in place of the password of every URL in it."""
+    if isinstance(value, Mapping):
+        return {key: without_passwords(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_passwords(item) for item in value]
+    return without_password(value) if isinstance(value, str) else value
 
 
 class _Located(NamedTuple):

@@ -13,6 +13,7 @@ from tasks.domain.spec_fields import (
     Count,
     NonNegative,
     NonNegativeInt,
+    PathOrName,
     Refusal,
     Share,
     SpecBlock,
@@ -53,7 +54,7 @@ class AugmentationSpec(SpecBlock):
 class GroundingDinoModelSpec(SpecBlock):
     """The network. Its architecture comes from the checkpoint; what is read here is what a checkpoint does not hold."""
 
-    text_encoder_type: Tao[StrictStr | None] = None
+    text_encoder_type: Tao[PathOrName | None] = None
     """Hub id or folder of the tokenizer. Empty: the checkpoint's own, or `bert-base-uncased` (TAO's default) where it
     has none, as a `.pth`."""
     max_text_len: Tao[Literal[256]] = 256

@@ -1,5 +1,6 @@
 """Counts of shards and iterations, and the record of a run that `run.json` holds."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,7 +17,8 @@ class ShardCounts:
     """What aggregation counted in a shard, or in all of them: labels, and why candidates are not labels.
 
     `candidates` of this iteration that fell `below_threshold` may pass a later one; `degenerate` boxes had a side
-    under one pixel. `merged`, `noise` and `cross_class` count detections of all iterations so far.
+    under one pixel, and `noise` belongs to no DBSCAN cluster. `merged` and `cross_class` count detections of all
+    iterations so far.
     `undetected` counts (record, phrase) pairs without a label. `labels_per_phrase` covers the class names in detection
     mode and stays empty in grounding mode.
     """
@@ -61,13 +63,14 @@ def count_labels(images: Sequence[LabelledImage], iteration: int, classes: Seque
     """The counts of labels in `images` after `iteration`; `classes` is empty in grounding mode."""
     labels = [annotation for image in images for annotation in image.annotations]
     records = [record for image in images for record in image.records]
+    of_phrase = Counter(label.phrase for label in labels)
     return ShardCounts(
         images=len(images),
         labelled_images=sum(bool(image.annotations) for image in images),
         labels=len(labels),
         new_labels=sum(label.iteration == iteration for label in labels),
         undetected=sum(len(record.undetected) for record in records),
-        labels_per_phrase={name: sum(label.phrase == name for label in labels) for name in classes},
+        labels_per_phrase={name: of_phrase[name] for name in classes},
     )
 
 
@@ -89,14 +92,14 @@ class IterationSummary:
     """One iteration of a run: its threshold, its counts, and what it cost.
 
     `forwards` counts (image, caption) pairs that went through the detector in this run; `seconds` is wall time.
-    `missing` names the classes without a label in detection mode; in grounding mode it is empty and `undetected` of
+    `missing` names the classes without a label in detection mode; in grounding mode it is None, and `undetected` of
     the counts says how many chunks have none.
     """
 
     iteration: int
     threshold: float
     counts: ShardCounts
-    missing: tuple[str, ...]
+    missing: tuple[str, ...] | None
     forwards: int
     shards: int
     reused_shards: int
@@ -105,26 +108,33 @@ class IterationSummary:
     @property
     def progress(self) -> Progress:
         """What the termination rules look at."""
-        missing = len(self.missing) if self.counts.labels_per_phrase else self.counts.undetected
+        missing = self.counts.undetected if self.missing is None else len(self.missing)
         return Progress(self.counts.new_labels, self.counts.labels, missing)
 
     def to_json(self) -> dict[str, Json]:
         """The object in `run.json`, the counts flat beside the rest."""
         counts = self.counts.to_json()
         rest = {name: value for name, value in asdict(self).items() if name != "counts"}
-        return {**rest, "missing": list(self.missing), **counts}
+        return {**rest, **counts}
 
 
 def summarise(
-    iteration: int, threshold: float, shards: Sequence[ShardCounts], *, forwards: int, reused: int, seconds: float
+    iteration: int,
+    threshold: float,
+    shards: Sequence[ShardCounts],
+    classes: Sequence[str],
+    *,
+    forwards: int,
+    reused: int,
+    seconds: float,
 ) -> IterationSummary:
-    """One iteration from what its shards counted."""
+    """One iteration from what its shards counted; `classes` is empty in grounding mode."""
     counts = sum_counts(shards)
     return IterationSummary(
         iteration=iteration,
         threshold=threshold,
         counts=counts,
-        missing=tuple(name for name, labels in counts.labels_per_phrase.items() if labels == 0),
+        missing=tuple(name for name in classes if not counts.labels_per_phrase.get(name)) if classes else None,
         forwards=forwards,
         shards=len(shards),
         reused_shards=reused,
@@ -141,12 +151,17 @@ class ImageStates:
     failed: int
 
 
+# The fields of a RunRecord that stand in `run.json` as they are.
+_PLAIN = ("spec", "digests", "versions", "device", "stop_reason", "without_prompt", "undrawn")
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """What `run.json` holds: what was asked, with what, what each iteration brought, and why the loop stopped.
 
     `spec` has its secrets masked; `digests` name the models by content; `versions` the packages that took part.
     `without_prompt` counts images that no line of the prompt file names: they were not part of the data set.
+    `undrawn` counts images whose picture could not be made; their labels stand. `device` is where inference ran.
     """
 
     spec: Mapping[str, Json]
@@ -155,17 +170,14 @@ class RunRecord:
     iterations: tuple[IterationSummary, ...]
     stop_reason: str
     images: ImageStates
-    without_prompt: int = 0
-
-    @property
-    def labels(self) -> int:
-        """The number of labels delivered."""
-        return self.iterations[-1].counts.labels
+    device: str
+    without_prompt: int
+    undrawn: int
 
     def to_json(self) -> dict[str, Json]:
         """The JSON object of `run.json`."""
         return {
-            **{name: getattr(self, name) for name in ("spec", "digests", "versions", "stop_reason", "without_prompt")},
+            **{name: getattr(self, name) for name in _PLAIN},
             "images": asdict(self.images),
             "iterations": [iteration.to_json() for iteration in self.iterations],
         }

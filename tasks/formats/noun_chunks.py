@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
 from tasks.domain.annotations import Record
+from tasks.domain.errors import FormatError
 from tasks.formats.json_lines import field, parse_lines
 
 _Prompt: TypeAlias = tuple[str, str, tuple[str, ...]]  # image key, caption, phrases
@@ -24,12 +25,17 @@ def load_noun_chunks(data: bytes, source: str) -> dict[str, tuple[Record, ...]]:
         source: Its name, for the message.
 
     Raises:
-        FormatError: Lists the bad lines with their numbers.
+        FormatError: Lists the bad lines with their numbers, or says that there is no line.
     """
     records: dict[str, list[Record]] = {}
     for key, caption, phrases in parse_lines(data, _parse, source):
         of_image = records.setdefault(key, [])
         of_image.append(Record(caption_id=len(of_image), caption=caption, phrases=phrases))
+    if not records:
+        raise FormatError(
+            f"{source} has no line; expected one for each image, with 'file_name', 'caption' and 'noun_chunks'; check "
+            "noun_chunk_path"
+        )
     return {key: tuple(of_image) for key, of_image in records.items()}
 
 

@@ -1,15 +1,16 @@
 """Experiment specs as YAML text, and the `key.sub=value` overrides of their keys."""
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
 
+from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Json
 from tasks.domain.spec import ExperimentSpec, examine_spec
 from tasks.domain.spec_fields import SpecBlock, is_unused
-from tasks.domain.spec_problems import SECRET_KEYS, Problem, masked, spec_error
+from tasks.domain.spec_problems import SECRET_KEYS, Problem, masked, spec_error, without_passwords
 
 # YAML 1.1, which PyYAML reads, takes 2e-4 for text; YAML 1.2 (section 10.3.2) and OmegaConf, which reads TAO's specs,
 # take it for a number.
@@ -33,12 +34,12 @@ def parse_spec(text: str, overrides: Sequence[str] = (), *, source: str) -> Expe
 
 
 def spec_as_dict(spec: ExperimentSpec) -> dict[str, Json]:
-    """`spec` as JSON-able values, with the values of `storage_options` masked.
+    """`spec` as JSON-able values, with the values of `storage_options` and the passwords in URLs masked.
 
     It holds every key that something here reads, defaults too, and of the others those that the user has set.
     """
     plain = _plain_block(spec)
-    return {key: masked(value) if key in SECRET_KEYS else value for key, value in plain.items()}
+    return {key: masked(value) if key in SECRET_KEYS else without_passwords(value) for key, value in plain.items()}
 
 
 class _SpecLoader(yaml.SafeLoader):
@@ -48,14 +49,22 @@ class _SpecLoader(yaml.SafeLoader):
         super().__init__(text)
         self.repeated: list[Problem] = []
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        lines: dict[str, int] = {}
-        for key, _ in node.value:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Not when the block is constructed: what it merges with `<<`, and may override, stands among its keys by then.
+        node = super().compose_mapping_node(anchor)
+        self.repeated += _repeated_keys(node)
+        return node
+
+
+def _repeated_keys(node: yaml.MappingNode) -> Iterator[Problem]:
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
-                statement = f"the key {key.value} is already in line {lines[key.value]}; remove one of the two"
-                self.repeated.append(Problem(f"line {line}", statement))
-        return super().construct_mapping(node, deep)
+            if key.value in lines:
+                place = f"line {lines[key.value]}" if lines[key.value] != line else "the same line"
+                yield Problem(f"line {line}", f"the key {key.value} is already in {place}; remove one of the two")
+            lines.setdefault(key.value, line)
 
 
 _SpecLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT_WITHOUT_POINT, list("-+0123456789"))
@@ -94,11 +103,11 @@ def _overridden(data: Any, override: str, problems: list[Problem]) -> Any:
     keys = path.strip().split(".")
     if not equals or not all(keys):
         shown = path if equals or keys[0] not in SECRET_KEYS else keys[0]
-        problems.append(Problem(shown, "found an override that is not of the form key.sub=value"))
+        problems.append(Problem(without_password(shown), "found an override that is not of the form key.sub=value"))
         return data
     try:
         value, repeated = _load(text)
-        problems += repeated
+        problems += (Problem(path, problem.statement) for problem in repeated)
         return _replaced(data, keys, value) if isinstance(data, dict) else data
     except yaml.YAMLError:
         problems.append(

@@ -110,6 +110,16 @@ def _load_detector(config: DetectorConfig, device: str) -> Detector:
     return load_grounding_dino(device=device, **_options(config))
 
 
+def refuse_device(config: DetectorConfig, device: str) -> None:
+    """Raise SpecError where the detector cannot run on the device, or not with its precision."""
+    if config.checkpoint == "fake":
+        return
+    _let_threads_sleep()
+    from tasks.models.grounding_dino import refuse_device as refuse
+
+    refuse(device, config.precision)
+
+
 def load_prompter(config: DetectorConfig) -> Prompter:
     """Digest and captions of the detector, from its files; its weights are read for the digest, but not kept.
 

@@ -235,7 +235,7 @@ def load_grounding_dino(
         SpecError: the device cannot be used, or not with this precision.
     """
     precision = options.get("precision", "fp32")
-    _refuse_device(device, precision)
+    refuse_device(device, precision)
     files = locate_checkpoint(checkpoint)
     prompter = _prompter(files, options)
     model = load_model(files, config=options.get("config"), architecture=options.get("architecture"))
@@ -328,7 +328,8 @@ def _tokenizer_from(folder: Path) -> Any:
         ) from error
 
 
-def _refuse_device(device: str, precision: str) -> None:
+def refuse_device(device: str, precision: str) -> None:
+    """Raise SpecError where torch cannot use the device, or not with this precision."""
     try:
         kind = torch.device(device).type
         torch.empty(0, device=device)

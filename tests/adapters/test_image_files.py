@@ -159,9 +159,8 @@ FOREIGN = [
 def test_a_key_never_leaves_the_image_root(root: str, key: str) -> None:
     put(root, "secret.png", "inside/1.png")
     source = ImageSource((f"{root}/inside",))
-    for use in (source.resolve, source.read):
-        with pytest.raises(ImageError, match="names no image under"):
-            use(key)
+    with pytest.raises(ImageError, match="names no image under"):
+        source.read(key)
 
 
 def test_a_key_of_another_root_is_refused(root: str) -> None:
@@ -228,17 +227,97 @@ def test_a_file_that_went_away_after_the_listing_says_so(root: str) -> None:
     put(root, "1.png", "2.png")
     source = ImageSource((root,))
     keys = [file.key for file in source.list_images()]
-    fsspec.open(f"{root}/1.png").fs.rm_file(source.resolve("1.png"))
+    file = fsspec.open(f"{root}/1.png")
+    file.fs.rm_file(file.path)
     gone, there = source.read_ahead(keys, workers=1)
     assert isinstance(gone[1], FetchError)
     assert "moved or deleted" in str(gone[1])
     assert there == ("2.png", encoded())
 
 
-def test_resolve_gives_what_other_programs_can_open(root: str) -> None:
-    put(root, "a/1.png", data=b"content")
-    with fsspec.open(ImageSource((root,)).resolve("a/1.png"), "rb") as file:
-        assert file.read() == b"content"
+def failing(monkeypatch: pytest.MonkeyPatch, root: str, *errors: Exception) -> list[str]:
+    """The backend of `root` raises these errors before it gives a file; returns the list of what it is asked for."""
+    filesystem = type(fsspec.open(f"{root}/1.png").fs)
+    cat_file, asked = filesystem.cat_file, list[str]()
+
+    def failing_at_first(self: object, path: str, **options: object) -> bytes:
+        asked.append(path)
+        if len(asked) <= len(errors):
+            raise errors[len(asked) - 1]
+        data: bytes = cat_file(self, path, **options)
+        return data
+
+    monkeypatch.setattr(filesystem, "cat_file", failing_at_first)
+    return asked
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses that were made, none of which takes any time."""
+    made: list[float] = []
+    monkeypatch.setattr("tasks.image_files.sleep", made.append)
+    return made
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    yield f"memory://{uuid4()}"
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_remote_file_that_fails_is_asked_for_again_after_growing_pauses(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    put(bucket, "1.png", data=b"content")
+    failing(monkeypatch, bucket, TimeoutError("busy"), ConnectionError("reset"))
+    assert (ImageSource((bucket,)).read("1.png"), pauses) == (b"content", [0.5, 2.0])
+
+
+def test_a_remote_file_that_fails_three_times_cannot_be_read(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, pauses: list[float]
+) -> None:
+    put(bucket, "1.png")
+    asked = failing(monkeypatch, bucket, *[TimeoutError("busy")] * 3)
+    with pytest.raises(FetchError, match="cannot be read: TimeoutError: busy"):
+        ImageSource((bucket,)).read("1.png")
+    assert len(asked) == 3
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("1.png"), PermissionError("1.png")])
+def test_what_no_pause_mends_is_asked_for_once(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, pauses: list[float], error: Exception
+) -> None:
+    put(bucket, "1.png")
+    asked = failing(monkeypatch, bucket, error)
+    with pytest.raises(FetchError):
+        ImageSource((bucket,)).read("1.png")
+    assert (len(asked), pauses) == (1, [])
+
+
+def test_a_local_file_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    put(str(tmp_path), "1.png")
+    asked = failing(monkeypatch, str(tmp_path), OSError("worn out"))
+    with pytest.raises(FetchError, match="worn out"):
+        ImageSource((str(tmp_path),)).read("1.png")
+    assert (len(asked), pauses) == (1, [])
+
+
+def test_no_message_shows_the_password_of_a_url(monkeypatch: pytest.MonkeyPatch, pauses: list[float]) -> None:
+    root = f"memory://me:hunter2@{uuid4()}"
+    failing(monkeypatch, root, *[ConnectionError("no answer from ftp://me:hunter2@example.org/1.png")] * 3)
+    uses = [
+        lambda: ImageSource(("nosuch://me:hunter2@example.org",)).list_images(),
+        lambda: ImageSource((root, root)).list_images(),
+        lambda: ImageSource((root,)).list_images(),
+        lambda: ImageSource((root,)).read("../1.png"),
+        lambda: ImageSource((root,)).read("1.png"),
+    ]
+    told = []
+    for use in uses:
+        with pytest.raises((SpecError, ImageError)) as caught:
+            use()
+        told.append(str(caught.value))
+    assert [("hunter2" in message, "me:***@" in message) for message in told] == [(False, True)] * len(uses)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 16])

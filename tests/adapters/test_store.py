@@ -286,3 +286,34 @@ def test_a_relative_folder_lies_in_the_working_directory(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     Folder("results").write("a", b"content")
     assert (tmp_path / "results" / "a").read_bytes() == b"content"
+
+
+def test_no_message_shows_the_password_of_a_url(caplog: pytest.LogCaptureFixture) -> None:
+    uri = f"memory://me:hunter2@{uuid4()}"
+    store = ArtifactStore(uri)
+    ref = store.publish("index", KEY, b"{}")
+    Folder(uri).write(files_of(uri)["data"], b"tampered with")
+    assert store.lookup("index", KEY) is None
+    told = [caplog.text]
+    Folder(uri).write(files_of(uri)["manifest"], b'{"format": 99}')
+    uses = [
+        lambda: store.read(ref),
+        lambda: store.lookup("index", KEY),
+        lambda: Folder(uri).read("missing"),
+        lambda: Folder(uri).read("../outside"),
+        lambda: Folder("nosuch://me:hunter2@example.org").read("a"),
+    ]
+    for use in uses:
+        with pytest.raises(ArtifactError) as caught:
+            use()
+        told.append(str(caught.value))
+    assert [("hunter2" in message, "me:***@" in message) for message in told] == [(False, True)] * len(told)
+
+
+def test_a_password_in_the_error_of_a_backend_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError("no answer from ftp://me:hunter2@example.org/a")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", fail)
+    with pytest.raises(ArtifactError, match=r"ConnectionError: no answer from ftp://me:\*\*\*@example\.org/a"):
+        Folder("memory://").read("a")

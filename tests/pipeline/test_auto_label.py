@@ -13,6 +13,7 @@ from flows.auto_label import auto_label
 from flows.plan import plan_run
 from tasks.domain.errors import PromptError, SpecError
 from tasks.domain.iteration import StopReason
+from tasks.domain.spec import validate_spec
 from tasks.models.fake import paint
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("server")]
@@ -262,3 +263,64 @@ def test_an_image_that_only_the_prompt_file_names_is_a_failure(paint_image, make
     record = auto_label(spec)
     assert (record.images.labelled, record.images.failed, record.without_prompt) == (1, 1, 1)
     assert [failure["image"] for failure in lines(results / "failures.jsonl")] == ["missing.png"]
+
+
+def test_what_a_strict_nms_threshold_suppressed_does_not_come_back_under_a_lax_one(paint_image, make_spec, results):
+    paint_image("1.png", [("cat", 0.6, (10, 10, 70, 60)), ("cat", 0.9, (14, 14, 66, 54))])
+    spec = make_spec({"class_names": ["cat", "dog"]}, reprompt="all")
+    entries = [{"conf_threshold": 0.5, "nms_threshold": 0.5}, {"conf_threshold": 0.4, "nms_threshold": 0.0}]
+    data = spec.model_dump()
+    data["grounding_dino"]["iteration_scheduler"] = entries
+    record = auto_label(validate_spec(data))
+    assert [iteration.counts.labels for iteration in record.iterations] == [1, 1]
+
+
+def test_a_run_with_wbf_is_not_answered_with_the_labels_of_nms(paint_image, make_spec, results):
+    paint_image("1.png", [("cat", 0.6, (10, 10, 70, 60)), ("cat", 0.9, (14, 14, 66, 54))])
+    boxes = []
+    for method in ("nms", "wbf"):
+        auto_label(make_spec({"class_names": ["cat"]}, aggregation={"method": method, "iou": 0.55}))
+        boxes.append(json.loads((results / "annotations.json").read_text())["annotations"][0]["bbox"])
+    assert boxes[0] != boxes[1]
+
+
+def test_a_data_set_in_which_nothing_can_be_read_is_not_converged(make_spec, results, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"broken")
+    record = auto_label(make_spec({"class_names": ["cat"]}))
+    assert record.stop_reason is StopReason.SCHEDULE_FLOOR
+    assert record.iterations[-1].missing == ("cat",)
+    assert record.images.failed == 1
+
+
+def test_every_class_with_a_label_somewhere_and_none_added_ends_detection_mode(paint_image, make_spec, results):
+    paint_image("a.png", [("cat", 0.9, CAT)])
+    paint_image("b.png", [("cat", 0.35, CAT)])
+    record = auto_label(make_spec({"class_names": ["cat"]}, thresholds=(0.6, 0.45, 0.3)))
+    assert (record.stop_reason, len(record.iterations)) == (StopReason.CONVERGED, 2)
+
+
+def test_a_picture_that_cannot_be_made_costs_no_label(make_spec, results, tmp_path):
+    (tmp_path / "images").mkdir()
+    strip = np.full((8, 17_000, 3), 128, np.uint8)
+    strip[2:6, 100:300] = paint("cat", 0.9)
+    Image.fromarray(strip).save(tmp_path / "images" / "strip.webp", format="PNG")  # WebP itself ends at 16 383
+    record = auto_label(make_spec({"class_names": ["cat"]}, visualize=True))
+    assert (record.images.labelled, record.images.failed, record.undrawn) == (1, 0, 1)
+    assert (results / "failures.jsonl").read_bytes() == b""
+
+
+def test_folders_that_no_run_has_made_are_never_deleted(paint_image, make_spec, results):
+    paint_image("1.png", [("cat", 0.9, CAT)])
+    mine = results / "images_annotated" / "mine.png"
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(SpecError, match="images_annotated"):
+        auto_label(make_spec({"class_names": ["cat"]}))
+    assert mine.read_bytes() == b"mine"
+
+
+def test_pictures_of_an_earlier_run_below_the_images_are_no_images(paint_image, make_spec, tmp_path):
+    paint_image("1.png", [("cat", 0.9, CAT)])
+    spec = make_spec({"class_names": ["cat"]}, results_dir=str(tmp_path / "images" / "labels"), visualize=True)
+    assert [auto_label(spec).images.labelled for _ in range(2)] == [1, 1]

@@ -1,8 +1,11 @@
 """Evaluation against ground truth: pycocotools' published numbers, and names in place of ids."""
 
+import contextlib
 import json
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,17 +148,81 @@ def test_an_object_of_an_image_that_was_not_labelled_is_missed():
     assert evaluate_boxes(labels(labelled("a.jpg", label("car", CAR))), TRUTH).overall.counts == Counts(1, 0, 1)
 
 
-def test_after_each_iteration_the_labels_so_far_are_judged():
+def test_of_a_lone_file_the_labels_up_to_each_iteration_are_judged():
     ours = labels(
         labelled("a.jpg", label("car", CAR, iteration=0)),
         labelled("b/a.jpg", label("truck", TRUCK, iteration=2), label("car", (0.0, 0.0, 9.0, 9.0), iteration=2)),
     )
-    iterations = evaluate_boxes(ours, TRUTH).iterations
+    report = evaluate_boxes(ours, TRUTH)
+    assert report.iterations_are == report.to_json()["iterations_are"] == "labels up to iteration"
+    iterations = report.iterations
     assert {k: (scores.labels, scores.counts) for k, scores in iterations.items()} == {
         0: (1, Counts(1, 0, 1)),
         1: (1, Counts(1, 0, 1)),
         2: (3, Counts(2, 1, 0)),
     }
+
+
+def write_run(folder, *after, listed=None):
+    """A results_dir with the labels after each iteration, the last of them delivered, and a record that lists some."""
+    for k, document in enumerate(after):
+        (folder / f"auto_label{k}").mkdir()
+        (folder / f"auto_label{k}" / "annotations.json").write_bytes(document)
+    (folder / "annotations.json").write_bytes(after[-1])
+    (folder / "truth.json").write_bytes(TRUTH)
+    if listed is not None:
+        (folder / "run.json").write_text(json.dumps({"iterations": [{}] * listed}))
+    return str(folder), str(folder / "truth.json")
+
+
+REPLACED = (
+    labels(labelled("a.jpg", label("car", CAR, 0.5, iteration=0)), labelled("b/a.jpg")),
+    labels(labelled("a.jpg", label("car", CAR, 0.9, iteration=1)), labelled("b/a.jpg")),
+)
+
+
+@pytest.mark.parametrize("listed", [None, 2])
+def test_of_a_run_the_labels_as_they_stood_after_each_iteration_are_judged(listed, tmp_path):
+    report = evaluate(*write_run(tmp_path, *REPLACED, listed=listed))
+    assert {k: scores.counts for k, scores in report.iterations.items()} == {0: Counts(1, 0, 1), 1: Counts(1, 0, 1)}
+    assert report.iterations_are == "after iteration"
+
+
+def test_the_file_of_that_run_alone_knows_only_its_final_labels(tmp_path):
+    _, reference = write_run(tmp_path, *REPLACED)
+    report = evaluate(str(tmp_path / "annotations.json"), reference)
+    assert {k: scores.counts for k, scores in report.iterations.items()} == {0: Counts(0, 0, 2), 1: Counts(1, 0, 1)}
+    assert report.iterations_are == "labels up to iteration"
+
+
+def test_folders_beyond_the_iterations_that_the_record_lists_are_not_judged(tmp_path):
+    assert list(evaluate(*write_run(tmp_path, *REPLACED, REPLACED[1], listed=2)).iterations) == [0, 1]
+
+
+def test_the_scores_after_the_last_iteration_are_those_of_the_delivered_labels(tmp_path):
+    report = evaluate(*write_run(tmp_path, *REPLACED))
+    assert report.iterations[1] == report.overall
+
+
+def test_an_iteration_whose_classes_the_truth_does_not_have_found_nothing_of_it(tmp_path):
+    strange = dump_coco(
+        [LabelledImage(Image("a.jpg", "", 640, 480), (Record(0, "", ("bus",), (label("bus", CAR),)),))], ()
+    )
+    report = evaluate(*write_run(tmp_path, strange, REPLACED[1]))
+    assert report.iterations[0].counts == Counts(0, 0, 2)
+
+
+def test_classes_count_after_an_iteration_neither_if_they_do_not_count(tmp_path):
+    wrong = labels(labelled("a.jpg", label("truck", CAR)), labelled("b/a.jpg"))
+    report = evaluate(*write_run(tmp_path, wrong), class_agnostic=True)
+    assert report.iterations[0].counts == Counts(1, 0, 1)
+
+
+def test_a_record_of_a_run_that_is_none_is_named(tmp_path):
+    places = write_run(tmp_path, *REPLACED)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(FormatError, match=r"run\.json: found no list of iterations"):
+        evaluate(*places)
 
 
 def test_labels_of_other_tools_have_no_iterations():
@@ -205,6 +272,104 @@ def test_a_results_dir_and_a_file_are_read_alike(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ArtifactError, match=r"annotations\.json"):
         evaluate(str(tmp_path), str(tmp_path / "truth.json"))
+
+
+@pytest.mark.parametrize("broken", [b"{", b"\xff", b"[" * 100_000])
+def test_a_file_that_is_not_json_is_named(broken, tmp_path):
+    (tmp_path / "annotations.json").write_bytes(broken)
+    (tmp_path / "sound.json").write_bytes(b"[]")
+    with pytest.raises(FormatError, match=re.escape(f"the labels {tmp_path}/annotations.json: not JSON")):
+        evaluate(str(tmp_path), str(tmp_path))
+    with pytest.raises(FormatError, match=re.escape(f"the ground truth {tmp_path}/annotations.json: not JSON")):
+        evaluate(str(tmp_path / "sound.json"), str(tmp_path))
+
+
+RESULT = {"image_id": 0, "category_id": 90, "bbox": [10, 10, 50, 50], "score": 0.9}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": float("nan")},
+        {"score": float("inf")},
+        {"score": -0.5},
+        {"score": True},
+        {"bbox": [10, 10, float("nan"), 50]},
+        {"bbox": [float("-inf"), 10, 50, 50]},
+        {"bbox": [10, 10, -50, 50]},
+        {"bbox": [10, 10, 50, -0.1]},
+        {"bbox": [10, 10, 10**400, 50]},
+        {"image_id": "zero"},
+        {"image_id": True},
+        {"image_id": 10**400},
+        {"category_id": "car"},
+        {"category_id": 1.5},
+        {"iteration": "first"},
+        {"iteration": -1},
+        {"iteration": None},
+    ],
+    ids=str,
+)
+def test_a_result_with_a_value_that_cannot_be_meant_is_refused_with_its_place(change):
+    results = json.dumps([RESULT, {**RESULT, **change}]).encode()
+    with pytest.raises(FormatError, match="the labels: entry 1 "):
+        evaluate_boxes(results, TRUTH)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("images", {"id": "seven"}),
+        ("images", {"id": 0}),
+        ("images", {"file_name": 3}),
+        ("categories", {"id": "car"}),
+        ("categories", {"name": 3}),
+        ("annotations", {"image_id": "a.jpg"}),
+        ("annotations", {"bbox": [1, 2, 3, float("nan")]}),
+        ("annotations", {"bbox": [1, 2, -3, 4]}),
+        ("annotations", {"area": float("inf")}),
+        ("annotations", {"area": "large"}),
+        ("annotations", {"iscrowd": None}),
+    ],
+    ids=str,
+)
+def test_a_truth_with_a_value_that_cannot_be_meant_is_refused_with_its_place(part, change):
+    document = json.loads(TRUTH)
+    document[part][1] |= change
+    with pytest.raises(FormatError, match=f"`{part}` of the ground truth: entry 1 "):
+        evaluate_boxes(b"[]", json.dumps(document).encode())
+
+
+def test_ids_that_are_text_throughout_are_ids():
+    reference = truth([("a.jpg", "car", [10, 10, 50, 50])], {"a.jpg": "first"}, {"car": "C"})
+    results = [{**RESULT, "image_id": "first", "category_id": "C"}]
+    assert evaluate_boxes(json.dumps(results).encode(), reference).overall.counts == Counts(true_positives=1)
+
+
+def test_a_file_without_anything_has_no_scores():
+    empty = b'{"images": [], "categories": [], "annotations": []}'
+    assert evaluate_boxes(empty, empty).overall.counts == Counts()
+
+
+json_values = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.sampled_from(["a.jpg", "car", "x"])),
+    lambda inner: st.lists(inner, max_size=4),
+    max_leaves=4,
+)
+FIELDS = ("id", "file_name", "name", "image_id", "category_id", "bbox", "score", "area", "iscrowd", "iteration")
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["images", "categories", "annotations"]), st.dictionaries(st.sampled_from(FIELDS), json_values))
+def test_whatever_stands_in_a_file_is_evaluated_or_refused_in_words(part, change):
+    document = json.loads(labels(labelled("a.jpg", label("car", CAR)), labelled("b/a.jpg", label("truck", TRUCK))))
+    document[part][1] |= change
+    changed = json.dumps(document).encode()
+    with np.errstate(all="ignore"):
+        results = json.dumps([RESULT, {**RESULT, **change}]).encode()
+        for ours, reference in ((changed, TRUTH), (json.dumps([RESULT]).encode(), changed), (results, TRUTH)):
+            with contextlib.suppress(FormatError):
+                evaluate_boxes(ours, reference)
 
 
 @pytest.mark.parametrize(

@@ -168,3 +168,17 @@ def test_storage_options_are_in_no_key_and_no_message(place: str, store: Artifac
 def test_a_data_set_without_images_ends_with_the_way_out(place: str, store: ArtifactStore) -> None:
     with pytest.raises(SpecError, match="check image_dir"):
         build_index(ImageSource((f"{place}/images",)), store)
+
+
+def test_what_is_excluded_is_in_no_key(place: str, store: ArtifactStore) -> None:
+    roots = images(place, a=(8, 6)).roots
+    ref, _ = build_index(ImageSource(roots), store)
+    assert build_index(ImageSource(roots, excluded=(f"{place}/images/out",)), store) == (ref, True)
+
+
+def test_pictures_of_an_earlier_run_below_the_image_root_do_not_become_images(place: str, store: ArtifactStore) -> None:
+    source = images(place, a=(8, 6))
+    results = f"{place}/images/out"
+    Folder(results).write("images_annotated/a.png", source.read("a.png"))
+    index = made(ImageSource(source.roots, excluded=(results,)), store)
+    assert [image.key for image in index.images] == ["a.png"]

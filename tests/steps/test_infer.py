@@ -1,5 +1,6 @@
 """What the infer step asks, keeps, and does about an image that fails."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,13 @@ from tasks.formats.image_index import read_image_index
 from tasks.image_files import ImageSource
 from tasks.index_images import build_index
 from tasks.infer import Place, Question, infer_shard
-from tasks.models import DetectorConfig
+from tasks.models import DetectorConfig, load_prompter
 from tasks.models.fake import paint
 from tasks.shard_images import build_dataset
 from tasks.store import ArtifactStore
 
-QUESTION = Question(DetectorConfig("fake"), keep_floor=0.05, reprompt="undetected")
+FAKE = DetectorConfig("fake")
+QUESTION = Question(FAKE, load_prompter(FAKE).digest, keep_floor=0.05, reprompt="undetected")
 
 
 @pytest.fixture
@@ -81,5 +83,5 @@ def test_where_inference_runs_is_not_in_the_key(store, place, shard):
 
 def test_another_keep_floor_is_another_question(store, place, shard):
     infer_shard(store, shard, None, QUESTION, place)
-    other = Question(QUESTION.detector, keep_floor=0.5, reprompt="undetected")
+    other = replace(QUESTION, keep_floor=0.5)
     assert infer_shard(store, shard, None, other, place).forwards == 2

@@ -1,11 +1,15 @@
 """Pictures of labels: boxes where they are, names that can be read, nothing that cannot be drawn."""
 
+from pathlib import PurePosixPath
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image as PillowImage
 
 from tasks.domain.annotations import Annotation
+from tasks.domain.errors import ImageError
 from tasks.pictures import LONGEST_SIDE, SHORTEST_SIDE, colour_of, draw_annotations, encode_picture, picture_name
 
 GREY = np.full((600, 800, 3), 128, dtype=np.uint8)
@@ -139,3 +143,16 @@ def test_formats_other_than_jpeg_png_and_webp_become_png():
         "a.TIF.png",
         "a.jpg.gif.png",
     ]
+
+
+def test_a_picture_name_is_never_longer_than_a_file_name_may_be():
+    key = f"sub/{'n' * 250}.tiff"
+    name = picture_name(key)
+    assert len(PurePosixPath(name).name) <= 255
+    assert name.startswith("sub/nnn")
+    assert name.endswith(".png")
+
+
+def test_a_picture_that_its_format_cannot_hold_is_an_image_error():
+    with pytest.raises(ImageError, match="17000 x 8"):
+        encode_picture(PillowImage.new("RGB", (17_000, 8)), "strip.webp")

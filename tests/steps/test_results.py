@@ -12,7 +12,14 @@ from tasks.domain.errors import ImageError
 from tasks.domain.images import Failure, Image
 from tasks.formats.coco import dump_coco, load_coco
 from tasks.formats.odvg import load_odvg
-from tasks.results import delete_pictures, delete_stale_iterations, write_iteration, write_labels, write_pictures
+from tasks.results import (
+    delete_pictures,
+    delete_stale_iterations,
+    refuse_foreign_results,
+    write_iteration,
+    write_labels,
+    write_pictures,
+)
 from tasks.store import Folder
 
 CLASSES = ("car", "truck")
@@ -150,3 +157,16 @@ def test_an_image_that_cannot_be_read_again_does_not_end_the_pictures(tmp_path):
 
     assert write_pictures(Folder(str(tmp_path)), IMAGES, decode_all_but_one) == (Failure("b/1.jpg", "export", "gone"),)
     assert sorted(files(tmp_path)) == ["images_annotated/a/1.jpg", "images_annotated/c.jpg"]
+
+
+def test_two_images_never_share_a_picture(tmp_path):
+    keys = ("a.bmp", "a.bmp.png")
+    write_pictures(Folder(str(tmp_path)), [labelled(key) for key in keys], decode)
+    assert sorted(p.name for p in (tmp_path / "images_annotated").iterdir()) == ["a.bmp.png", "a.bmp.png.png"]
+
+
+def test_folders_of_an_earlier_run_are_ours(tmp_path):
+    folder = Folder(str(tmp_path))
+    write_pictures(folder, IMAGES, decode)
+    folder.write("run.json", b"{}")
+    refuse_foreign_results(folder)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,8 @@ grounding_dino:
   dataset: {{image_dir: ../images, class_names: [something else]}}
   iteration_scheduler: [{{conf_threshold: 0.5}}, {{conf_threshold: 0.3, nms_threshold: 0.7}}]
 """
-RESULTS = "results of 標 ü"
+RESULTS = "results of 標 ü [final] [/v]"
+ONE_GPU = "gpu_ids: only GPU 0 is used; this version runs on one GPU\n"
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -70,7 +71,10 @@ class Session:
 
 @pytest.fixture(scope="module")
 def session(folder, autolabel) -> Session:
-    overrides = [f"results_dir={RESULTS}", 'grounding_dino.dataset.class_names=["traffic light", cat]']
+    overrides = [
+        f"results_dir={json.dumps(RESULTS)}",
+        'grounding_dino.dataset.class_names=["traffic light", cat, "[/b]"]',
+    ]
     arguments = ("-e", "../specs/mine.yaml", *overrides)
     runs = [autolabel(command, *arguments, cwd=folder / "work") for command in ("plan", "generate", "generate", "plan")]
     return Session(folder / "work" / RESULTS, *runs)
@@ -116,6 +120,28 @@ def test_the_console_script_is_this_command_line():
 
     (script,) = entry_points(group="console_scripts", name="autolabel")
     assert script.load() is main
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    from flows.cli import run
+
+    with pytest.raises(SystemExit) as done:
+        run(["--version"])
+    assert (done.value.code, capsys.readouterr().out) == (0, f"autolabel {version('autolabel-flow')}\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [("--scenes=abc", 1), ("--scenes=0", 1), ("--scenes=1.5", 1), ("--seed=x", 0), ("--seed=-1", 0)],
+)
+def test_a_number_that_is_none_is_told_what_is_expected(option, least, capsys):
+    from flows.cli import run
+
+    with pytest.raises(SystemExit) as done:
+        run(["demo", option])
+    name, _, value = option.partition("=")
+    assert done.value.code == 2
+    assert f"argument {name}: found '{value}', expected a whole number, {least} or more" in capsys.readouterr().err
 
 
 # --- what the user has to mend: a message, no traceback, exit status 2
@@ -202,6 +228,23 @@ def test_evaluate_names_a_file_that_is_missing(tmp_path, autolabel):
 
 
 @pytest.mark.prefect
+def test_evaluate_shows_names_with_brackets_as_they_are(tmp_path, autolabel):
+    truth = {
+        "images": [{"id": 1, "file_name": "a[/v].jpg"}, {"id": 2, "file_name": "[red]b.jpg"}],
+        "categories": [{"id": 1, "name": "cat [/b]"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 9, 9]}],
+    }
+    labels = {**truth, "images": truth["images"][:1], "annotations": [{**truth["annotations"][0], "score": 0.5}]}
+    (tmp_path / "out[final]").mkdir()
+    (tmp_path / "out[final]" / "annotations.json").write_text(json.dumps(labels))
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    done = autolabel("evaluate", "out[final]", "--ground-truth", "truth.json", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "│ cat [/b] │" in done.stdout
+    assert "their objects count as missed: [red]b.jpg\n" in done.stdout
+
+
+@pytest.mark.prefect
 def test_a_bare_name_never_shadows_a_file(tmp_path, autolabel):
     (tmp_path / "demo").write_text("mine: 1\n")
     assert_refused(autolabel("generate", "-e", "demo", cwd=tmp_path), ["demo has", "mine: unknown key"])
@@ -218,7 +261,7 @@ def test_d24_a_spec_without_a_folder_part_is_the_users_own(tmp_path, autolabel):
 
 @pytest.mark.prefect
 def test_a_run_with_a_broken_image_ends_with_status_3_and_says_which(session):
-    assert (session.first.returncode, session.first.stderr) == (3, "")
+    assert (session.first.returncode, session.first.stderr) == (3, ONE_GPU)
     assert "6 labelled, 0 empty, 1 failed" in session.first.stdout
     assert [failure["image"] for failure in lines(session.results / "failures.jsonl")] == ["broken.jpg"]
 
@@ -227,6 +270,11 @@ def test_a_run_with_a_broken_image_ends_with_status_3_and_says_which(session):
 def test_a_run_says_where_its_labels_are(session):
     assert f"labels: {RESULTS}\n" in session.first.stdout
     assert len(COCO(session.results / "annotations.json").imgs) == 6
+
+
+@pytest.mark.prefect
+def test_a_class_without_a_label_is_named_as_it_is_written(session):
+    assert "│ [/b] " in session.first.stdout
 
 
 @pytest.mark.prefect
@@ -244,7 +292,7 @@ def test_d23_overrides_are_honoured_with_several_gpus(session):
 @pytest.mark.prefect
 def test_d25_a_class_name_with_a_space_in_an_override_stays_whole(session):
     categories = COCO(session.results / "annotations.json").cats.values()
-    assert [category["name"] for category in categories] == ["traffic light", "cat"]
+    assert [category["name"] for category in categories] == ["traffic light", "cat", "[/b]"]
 
 
 @pytest.mark.prefect
@@ -323,7 +371,7 @@ def test_what_a_second_run_takes_over_is_shown_as_cached(session, ask_server):
 
 @pytest.mark.prefect
 def test_the_console_stays_quiet_with_a_server_that_the_user_chose(session):
-    assert (session.first.stderr, session.second.stderr) == ("", "")
+    assert (session.first.stderr, session.second.stderr) == (ONE_GPU, ONE_GPU)
     assert "Task run" not in session.first.stdout
 
 

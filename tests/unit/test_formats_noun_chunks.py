@@ -84,6 +84,12 @@ def test_bytes_that_are_no_utf_8_are_a_bad_line():
         load_noun_chunks(line().encode() + b'{"file_name": "\xff"}', "chunks.jsonl")
 
 
+@pytest.mark.parametrize("data", [b"", b"\xef\xbb\xbf", b"\n \r\n\n"])
+def test_a_file_without_a_single_line_is_refused(data):
+    with pytest.raises(FormatError, match=r"chunks\.jsonl has no line; expected one for each image"):
+        load_noun_chunks(data, "chunks.jsonl")
+
+
 def test_a_file_of_another_kind_is_told_in_a_few_lines():
     told = problems(*["{}\n"] * 1000)
     assert (len(told), told[-1]) == (22, "  and 980 more bad lines")

@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.domain.errors import FormatError, SpecError
-from tasks.domain.images import LONGEST_SHARD, Failure, Image, ImageIndex, into_shards, is_inner_path, key_prefixes
+from tasks.domain.images import (
+    LONGEST_SHARD,
+    Failure,
+    Image,
+    ImageIndex,
+    folders_at_or_below,
+    into_shards,
+    is_inner_path,
+    is_left_out,
+    key_prefixes,
+    refuse_nested_roots,
+)
 from tasks.formats.image_index import read_image_index, write_image_index
 
 keys = st.text(min_size=1, max_size=12)
@@ -111,7 +122,29 @@ def test_key_prefixes_are_as_short_as_they_can_be(roots: list[tuple[str, ...]], 
 @pytest.mark.parametrize("roots", [[("a",), ("a",)], [("a", "b"), ("a",)], [("x",), ("q", "r", "x", "x"), ("x", "x")]])
 def test_roots_that_hold_the_same_images_twice_are_refused(roots: list[tuple[str, ...]]) -> None:
     with pytest.raises(SpecError, match="labelled twice"):
-        key_prefixes(roots)
+        refuse_nested_roots(["/".join(root) for root in roots], roots)
+
+
+def test_the_same_place_under_two_names_is_told_by_both_names() -> None:
+    with pytest.raises(SpecError, match="image root b is the same folder as a:"):
+        refuse_nested_roots(["a", "b"], [("data", "x"), ("data", "x")])
+
+
+@given(folders, st.lists(folders, max_size=5))
+def test_folders_below_a_root_are_told_relative_to_it(root: tuple[str, ...], places: list[tuple[str, ...]]) -> None:
+    inside = {"/".join((*root, relative)).rstrip("/") for relative in folders_at_or_below(root, places)}
+    below = {"/".join(place) for place in places if ("/".join(place) + "/").startswith("/".join(root) + "/")}
+    assert inside == below
+
+
+@pytest.mark.parametrize("folder", [".git", "a/.cache", "out", "cache", "images_annotated", "auto_label0"])
+def test_hidden_and_excluded_folders_and_those_made_by_runs_are_left_out(folder: str) -> None:
+    assert is_left_out(folder, frozenset({"", "out"}))
+
+
+@pytest.mark.parametrize("folder", ["..", "a.b", "outer", "a/out", "a/cache", "auto_label", "images_annotated2"])
+def test_other_folders_are_searched(folder: str) -> None:
+    assert not is_left_out(folder, frozenset({"", "out"}))
 
 
 images = st.builds(Image, keys, digests, sizes, sizes)

@@ -141,3 +141,15 @@ def test_separators_inside_token_ids_are_refused_whichever_they_are():
     for separator in (CLS, SEP, FULL_STOP, QUESTION_MARK):
         with pytest.raises(PromptError, match="separates phrases"):
             plan([(1500, separator)])
+
+
+@given(st.lists(st.lists(st.integers(2000, 2040), min_size=1, max_size=40).map(tuple), unique=True), st.randoms())
+def test_which_phrases_share_a_caption_does_not_depend_on_their_order(ids, random):
+    shuffled = random.sample(ids, len(ids))
+
+    def companies(token_ids):
+        names = [str(i) for i in range(len(token_ids))]
+        captions = plan_captions(names, token_ids, max_tokens=64)
+        return {frozenset(token_ids[i] for i in caption.phrases) for caption in captions}
+
+    assert companies(ids) == companies(shuffled)

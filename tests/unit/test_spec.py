@@ -1,6 +1,8 @@
 """The experiment spec: what it takes, what it refuses, and what its values mean."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,10 +115,19 @@ def test_spaces_around_a_class_name_are_no_part_of_it() -> None:
     assert detection(dataset=dataset).dataset.class_names == ("traffic light", "car")
 
 
-@pytest.mark.parametrize("names", [["car", "car"], ["car", " car"], ["car", "Car"]])
-def test_a_class_is_asked_once(names: list[str]) -> None:
-    problem = one_problem_of(boxes_spec(dataset={"image_dir": "images", "class_names": names}))
-    assert problem.startswith("grounding_dino.dataset.class_names.1: ")
+@pytest.mark.parametrize(
+    "again", ["bus stop", " bus stop", "Bus Stop", "bus stop.", "bus.stop", "bus  stop ?", "BUß STOP"]
+)
+def test_names_that_differ_in_case_separators_or_spaces_are_one_class_and_both_are_named(again: str) -> None:
+    first = "buss stop" if "ß" in again else "bus stop"
+    problem = one_problem_of(boxes_spec(dataset={"image_dir": "images", "class_names": [first, again]}))
+    assert problem.startswith(f'grounding_dino.dataset.class_names.1: found "{again.strip()}", expected each name once')
+    assert f"'{first}' is asked already" in problem
+
+
+def test_names_of_separators_alone_are_no_duplicates_but_left_to_the_prompter() -> None:
+    dataset = {"image_dir": "images", "class_names": ["?", "..."]}
+    assert detection(dataset=dataset).dataset.class_names == ("?", "...")
 
 
 def test_a_class_name_is_not_blank() -> None:
@@ -175,6 +186,7 @@ def test_annealing_and_the_scheduler_of_tao_exclude_each_other() -> None:
         ),
         ("annealing.floor", {"annealing": {"schedule": "step", "start": 0.3, "drop": 0.1, "floor": 0.4}}),
         ("annealing.drop", {"annealing": {"schedule": "step", "start": 0.3, "drop": 0, "floor": 0.1}}),
+        ("annealing.floor", {"annealing": {"schedule": "exponential", "start": 0.3, "gamma": 0.9, "floor": 0}}),
         ("annealing.gamma", {"annealing": {"schedule": "exponential", "start": 0.3, "gamma": 1, "floor": 0.1}}),
         ("annealing.iterations", {"annealing": {"schedule": "cosine", "start": 0.3, "floor": 0.1, "iterations": 0}}),
         ("annealing", {"annealing": {"schedule": "linear"}}),
@@ -182,6 +194,7 @@ def test_annealing_and_the_scheduler_of_tao_exclude_each_other() -> None:
         ("aggregation", {"aggregation": {"method": "soft-nms"}}),
         ("aggregation.iou", {"aggregation": {"iou": 0}}),
         ("aggregation.eps", {"aggregation": {"method": "nms", "eps": 0.3}}),
+        ("aggregation.eps", {"aggregation": {"method": "dbscan", "eps": 1.0}}),
         ("aggregation.iou", {"aggregation": {"method": "dbscan", "iou": 0.7}}),
         ("termination.patience", {"termination": {"patience": 2}}),
         ("reprompt", {"reprompt": "some"}),
@@ -287,3 +300,45 @@ def test_secrets_are_not_in_the_json_of_a_flow_parameter() -> None:
     spec = validate_spec({**boxes_spec(), "storage_options": options})
     assert spec.model_dump(mode="json")["storage_options"] == {"key": "***", "client_kwargs": {"tokens": ["***"]}}
     assert spec.model_dump()["storage_options"] == spec.storage_options == options
+
+
+URL, SHOWN = "s3://me:hunter2@host/a b", "s3://me:***@host/a b"
+
+
+def spec_with_passwords() -> ExperimentSpec:
+    dataset = {"image_dir": [URL, "images"], "noun_chunk_path": URL}
+    mal = {"inference": {"img_dir": URL, "ann_path": URL}}
+    places = {"results_dir": URL, "cache_dir": URL, "mal": mal}
+    return validate_spec({**boxes_spec(dataset=dataset), **places})
+
+
+def test_passwords_in_urls_are_not_in_the_json_of_a_flow_parameter() -> None:
+    spec = spec_with_passwords()
+    told = spec.model_dump(mode="json")
+    assert "hunter2" not in json.dumps(told) + spec.model_dump_json()
+    assert (told["results_dir"], told["grounding_dino"]["dataset"]["image_dir"]) == (SHOWN, [SHOWN, "images"])
+
+
+def test_passwords_in_urls_stay_in_the_spec_that_a_run_works_with() -> None:
+    spec = spec_with_passwords()
+    assert spec.image_roots == (URL, "images")
+    assert spec.model_dump()["results_dir"] == spec.results_dir == URL
+
+
+def test_a_password_in_a_url_is_in_no_message() -> None:
+    dataset = {"image_dir": "images", "class_names": ["car"], "noun_chunk_path": URL}
+    assert f'found "{SHOWN}", expected' in one_problem_of(boxes_spec(dataset=dataset))
+
+
+def test_a_checkpoint_in_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model = {"text_encoder_type": "~/bert"}
+    block = detection(checkpoint="~/model.pth", model=model)
+    assert (block.checkpoint, block.model.text_encoder_type) == (f"{tmp_path}/model.pth", f"{tmp_path}/bert")
+
+
+@pytest.mark.parametrize(
+    "checkpoint", ["IDEA-Research/grounding-dino-tiny", "./a/../~b.pth", "~no-such-user/model.pth"]
+)
+def test_any_other_checkpoint_stays_as_it_is(checkpoint: str) -> None:
+    assert detection(checkpoint=checkpoint).checkpoint == checkpoint

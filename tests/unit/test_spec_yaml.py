@@ -52,6 +52,28 @@ def test_a_key_that_stands_twice_is_refused() -> None:
     assert "line 2: the key results_dir is already in line 1" in error_of("results_dir: a\nresults_dir: b\n")
 
 
+def test_a_key_that_stands_twice_in_one_line_is_refused() -> None:
+    message = error_of(TEXT.replace("{conf_threshold: 0.4}", "{conf_threshold: 0.95, conf_threshold: 0.3}"))
+    assert "line 11: the key conf_threshold is already in the same line; remove one of the two" in message
+
+
+def test_a_key_that_stands_twice_in_an_override_is_refused_under_its_name() -> None:
+    message = error_of(TEXT, "grounding_dino.iteration_scheduler=[{conf_threshold: 0.9, conf_threshold: 0.3}]")
+    assert "grounding_dino.iteration_scheduler: the key conf_threshold is already in the same line" in message
+
+
+def test_a_key_that_overrides_one_of_a_merged_block_stands_once() -> None:
+    scheduler = """
+  iteration_scheduler:
+    - &first {conf_threshold: 0.5, nms_threshold: 0.7}
+    - &second {<<: *first, conf_threshold: 0.4}
+    - {<<: *second, conf_threshold: 0.3}
+"""
+    spec = parse(TEXT.partition("  iteration_scheduler")[0] + scheduler)
+    entries = [(entry.conf_threshold, entry.nms_threshold) for entry in spec.grounding_dino.iteration_scheduler or ()]
+    assert entries == [(0.5, 0.7), (0.4, 0.7), (0.3, 0.7)]
+
+
 def test_an_empty_file_is_a_spec_without_keys() -> None:
     assert "results_dir: found nothing" in error_of("")
 
@@ -161,6 +183,19 @@ def test_a_line_with_a_secret_that_is_not_yaml_is_not_shown() -> None:
 def test_secrets_are_masked_in_what_is_written_down() -> None:
     spec = parse(TEXT + "storage_options: {key: hunter2, client_kwargs: {urls: [hunter2]}}\n")
     assert spec_as_dict(spec)["storage_options"] == {"key": "***", "client_kwargs": {"urls": ["***"]}}
+
+
+def test_passwords_in_urls_are_masked_in_what_is_written_down() -> None:
+    url, shown = "s3://me:hunter2@host/bucket", "s3://me:***@host/bucket"
+    overrides = [f"{key}={url}" for key in ("results_dir", "cache_dir", "mal.inference.img_dir")]
+    spec = parse(TEXT, *overrides, f"grounding_dino.dataset.image_dir=[{url}, images]")
+    written = spec_as_dict(spec)
+    assert "hunter2" not in str(written)
+    assert (written["results_dir"], spec.results_dir) == (shown, url)
+
+
+def test_a_password_in_a_broken_override_is_in_no_message() -> None:
+    assert "hunter2" not in error_of(TEXT, "results_dir s3://me:hunter2@host/bucket")
 
 
 # --- writing
