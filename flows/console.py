@@ -114,6 +114,8 @@ def print_plan(plan: "Plan") -> None:
         _add_row(table, step.iteration, f"{step.threshold:.3g}", forwards, step.reused_shards, _why(step))
     output.print(table)
     output.print(f"a run makes {'' if plan.exact else 'at most '}{plan.forwards} forwards now")
+    if plan.stop is not None:
+        output.print(f"and stops: {plan.stop}")
 
 
 def _why(step: "PlannedIteration") -> str:
