@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 
+from tasks.domain.addresses import without_password
 from tasks.domain.errors import ServerError
 
 START_TIMEOUT_SECONDS = 180.0  # a first start migrates the database: 19-46 s on two loaded cores
@@ -88,8 +89,8 @@ def _refuse_unreachable(api: str) -> None:
         reason = getattr(error, "reason", error)
         if not isinstance(reason, ssl.SSLError):  # Prefect has certificates of its own
             raise ServerError(
-                f"no Prefect server answers at PREFECT_API_URL={api}: {reason}; start it, or unset PREFECT_API_URL to "
-                "use a local one"
+                f"no Prefect server answers at PREFECT_API_URL={without_password(api)}: {reason}; start it, or unset "
+                "PREFECT_API_URL to use a local one"
             ) from error
 
 

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 
 from tasks.domain.spec import ExperimentSpec
+from tasks.models import cuda_is_available
 
 # A task run costs 10 ms in threads and 46 ms of the server (measured with Prefect 3.8.8), so a run of four iterations
 # is kept under 500 of them: 4 * (2 * 60 + 3) + 3 = 495. An iteration has up to 60 of `infer`, as many of `aggregate`,
@@ -33,7 +34,4 @@ def _device(spec: ExperimentSpec) -> str:
         return named
     if spec.grounding_dino.checkpoint == "fake":
         return "cpu"
-    # Imported here: torch takes seconds, and a command that only reads a spec does not need it.
-    import torch
-
-    return f"cuda:{spec.gpu_ids[0]}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{spec.gpu_ids[0]}" if cuda_is_available() else "cpu"

@@ -25,6 +25,13 @@ _BUNDLED = Path(__file__).parent / "bundled"
 _loading = threading.Lock()
 
 
+# OpenMP asks when torch is imported, and torch is imported by modules of this package alone, which comes before them.
+# By default its threads spin while they wait for each other, and on a machine that is busy with something else they
+# spin against each other: an image took 2.4 s on two busy cores, 0.03 s asleep, and no less on idle ones (torch 2.13,
+# libgomp, 2026-11-22).
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
 @dataclass(frozen=True)
 class DetectorConfig:
     """Which detector is asked, and everything about it that changes its answers.
@@ -89,6 +96,13 @@ class Detector(Prompter, Protocol):
         ...
 
 
+def cuda_is_available() -> bool:
+    """Whether there is a GPU that torch can use; imports torch, which takes seconds."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
 def load_detector(config: DetectorConfig, *, device: str = "cpu") -> Detector:
     """The detector, ready on the device; a process keeps the one that it used last, and all its threads share it.
 
@@ -104,7 +118,6 @@ def load_detector(config: DetectorConfig, *, device: str = "cpu") -> Detector:
 def _load_detector(config: DetectorConfig, device: str) -> Detector:
     if config.checkpoint == "fake":
         return _fake()
-    _let_threads_sleep()
     from tasks.models.grounding_dino import load_grounding_dino
 
     return load_grounding_dino(device=device, **_options(config))
@@ -114,7 +127,6 @@ def refuse_device(config: DetectorConfig, device: str) -> None:
     """Raise SpecError where the detector cannot run on the device, or not with its precision."""
     if config.checkpoint == "fake":
         return
-    _let_threads_sleep()
     from tasks.models.grounding_dino import refuse_device as refuse
 
     refuse(device, config.precision)
@@ -128,19 +140,9 @@ def load_prompter(config: DetectorConfig) -> Prompter:
     """
     if config.checkpoint == "fake":
         return _fake()
-    _let_threads_sleep()
     from tasks.models.grounding_dino import load_grounding_dino_prompter
 
     return load_grounding_dino_prompter(**_options(config))
-
-
-def _let_threads_sleep() -> None:
-    """Let OpenMP's threads sleep while they wait for each other; it asks when torch is imported, so this comes first.
-
-    By default they spin, and on a machine that is busy with something else they spin against each other: an image took
-    2.4 s on two busy cores, 0.03 s like this, and no less on idle ones (torch 2.13, libgomp, 2026-11-22).
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _fake() -> Detector:
