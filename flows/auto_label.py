@@ -1,20 +1,16 @@
 """The iteration loop: infer, aggregate, check termination, anneal the threshold, and again."""
 
 import json
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, TypeVar, cast
 
 from prefect import flow, tags
-from prefect.futures import PrefectFuture
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.run_inputs import RunInputs, inputs_of, versions
-from flows.settings import TASKS_PER_STEP
 from flows.status_file import status_file
+from flows.task_runs import ONE_AT_A_TIME, in_batches
 from tasks.aggregate import Bar, aggregate
 from tasks.anneal_threshold import anneal_threshold
 from tasks.check_termination import check_termination
@@ -31,8 +27,6 @@ from tasks.results import refuse_foreign_results
 from tasks.shard_images import shard_images
 from tasks.store import Folder
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Shard:
@@ -42,10 +36,6 @@ class Shard:
     annotations: ArtifactRef
     candidates: ArtifactRef | None = None
     failed: tuple[ArtifactRef, ...] = ()
-
-
-# One thread: torch keeps all cores busy by itself. Prefect's runner does not fit Prefect's annotation for it.
-ONE_AT_A_TIME = cast("TaskRunner[PrefectFuture[Any]]", ThreadPoolTaskRunner(max_workers=1))
 
 
 @flow(name="auto-label", task_runner=ONE_AT_A_TIME, persist_result=False)
@@ -71,6 +61,7 @@ def auto_label(spec: ExperimentSpec) -> RunRecord:
             device=run.place.device,
             without_prompt=dataset.without_prompt,
             undrawn=delivered.undrawn,
+            labels=delivered.labels,
         )
         run.export.results.write("run.json", json.dumps(record.to_json(), indent=2).encode())
         return record
@@ -95,14 +86,6 @@ def iterate(run: RunInputs, shards: list[Shard]) -> tuple[list[Shard], list[Iter
             if stop is not None:
                 return shards, done, stop
             threshold = anneal_threshold.submit(run.schedule, iteration).result()
-
-
-def in_batches(shards: Sequence[T]) -> Iterator[tuple[str, Sequence[T]]]:
-    """Consecutive batches of shards, a task run each, with the names that people read in the UI."""
-    size = max(1, math.ceil(len(shards) / TASKS_PER_STEP))
-    for start in range(0, len(shards), size):
-        batch = shards[start : start + size]
-        yield f"shards {start + 1}-{start + len(batch)} of {len(shards)}", batch
 
 
 def run_iteration(

@@ -20,8 +20,11 @@ from rich.progress import (
 from rich.table import Column, Table
 from rich.text import Text
 
+from tasks.domain.mask_quality import MaskQuality
 from tasks.domain.summary import RunRecord
-from tasks.evaluate import BoxReport, Scores
+from tasks.evaluation.box_report import BoxReport, Scores
+from tasks.evaluation.counterparts import Coverage
+from tasks.evaluation.mask_report import MaskReport, MaskScores
 from tasks.progress import listening
 
 if TYPE_CHECKING:  # at run time it would import Prefect, which must wait until the server's address is known
@@ -147,11 +150,51 @@ def print_evaluation(report: BoxReport) -> None:
         for iteration, scores in report.iterations.items():
             _add_row(table, iteration, *_cells(scores))
         output.print(table)
-    _print_coverage(report)
+    _print_coverage(report.coverage)
+
+
+def print_mask_evaluation(report: MaskReport) -> None:
+    """Per class, per size and overall: labels, mIoU beside that of the boxes alone, AP50 and AP."""
+    table = _table("class", "labels", "truth", "found", "mIoU", "box mIoU", "ellipse mIoU", "AP50", "AP")
+    for name, scores in report.classes.items():
+        _add_row(table, name, *_mask_cells(scores))
+    table.add_section()
+    for size, quality in report.sizes.items():
+        _add_row(table, size, "-", *_quality_cells(quality), "-", "-")
+    table.add_section()
+    _add_row(table, "all", *_mask_cells(report.overall), style="bold")
+    output.print(table)
+    small, medium, large = (_rate(report.coco[name]) for name in ("APs", "APm", "APl"))
+    found, classes = _rate(report.overall.quality.miou_found), _rate(report.miou_classes)
+    output.print(f"mIoU of the found: {found}, mean of the classes: {classes}")
+    output.print(f"AP of small masks: {small}, medium: {medium}, large: {large}")
+    _print_left_out(report)
+    _print_coverage(report.coverage)
+
+
+def _mask_cells(scores: MaskScores) -> Sequence[str]:
+    return str(scores.labels), *_quality_cells(scores.quality), _rate(scores.ap50), _rate(scores.ap)
+
+
+def _quality_cells(quality: MaskQuality) -> Sequence[str]:
+    means = (quality.miou, quality.miou_of_box, quality.miou_of_ellipse)
+    return str(quality.truths), str(quality.found), *map(_rate, means)
+
+
+def _print_left_out(report: MaskReport) -> None:
+    for what, number in (
+        ("labels without a mask (their IoU is 0)", report.overall.labels_without_mask),
+        ("labels without a score (AP takes 1)", report.labels_without_score),
+        ("labels beyond the 100 best of an image and class (AP leaves them out)", report.labels_not_ranked),
+        ("crowd regions among the labels (not compared)", report.crowd_labels),
+        ("objects of the ground truth without a mask (not compared)", report.truths_without_mask),
+    ):
+        if number:
+            output.print(f"{what}: {number}")
 
 
 def _table(*head: str) -> Table:
-    return Table(*(Column(Text(title)) for title in head))
+    return Table(*(Column(Text(title), overflow="fold") for title in head))
 
 
 def _add_row(table: Table, *cells: object, style: str | None = None) -> None:
@@ -161,11 +204,14 @@ def _add_row(table: Table, *cells: object, style: str | None = None) -> None:
 
 def _cells(scores: Scores) -> Sequence[str]:
     rates = (scores.counts.precision, scores.counts.recall, scores.counts.f1, scores.ap50, scores.ap)
-    return str(scores.labels), str(scores.truths), *("-" if rate is None else f"{rate:.3f}" for rate in rates)
+    return str(scores.labels), str(scores.truths), *map(_rate, rates)
 
 
-def _print_coverage(report: BoxReport) -> None:
-    coverage = report.coverage
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.3f}"
+
+
+def _print_coverage(coverage: Coverage) -> None:
     for names, what in (
         (coverage.images_only_in_labels, "images are only in the labels"),
         (coverage.images_only_in_truth, "images are only in the ground truth: their objects count as missed"),

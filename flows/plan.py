@@ -34,7 +34,8 @@ class Plan:
 
     `captions` says how many prompts need how many captions, as (captions, prompts) pairs; `caption_texts` are those of
     the class names with their lengths in tokens, none in grounding mode, where every image has its own;
-    `stop` is the reason for which the loop would end, None where that depends on answers that are not known yet.
+    `stop` is the reason for which the loop would end, None where that depends on answers that are not known yet; else
+    `labels` are the shards that it would deliver.
     """
 
     images: int
@@ -46,6 +47,7 @@ class Plan:
     caption_texts: tuple[tuple[str, int], ...]
     iterations: tuple[PlannedIteration, ...]
     stop: StopReason | None
+    labels: tuple[ArtifactRef, ...] | None
 
     @property
     def forwards(self) -> int:
@@ -87,7 +89,7 @@ def plan_run(spec: ExperimentSpec) -> Plan:
         Prospect(sum(n * images for n, images in counts.items()), shard.annotations)
         for shard, counts in zip(dataset.shards, captions, strict=True)
     ]
-    iterations, stop = _foresee(run, prospects)
+    iterations, stop, labels = _foresee(run, prospects)
     return Plan(
         images=sum(shard.images for shard in dataset.shards),
         failures=len(dataset.failures),
@@ -103,6 +105,7 @@ def plan_run(spec: ExperimentSpec) -> Plan:
         ),
         iterations=tuple(iterations),
         stop=stop,
+        labels=labels,
     )
 
 
@@ -129,7 +132,9 @@ def _total(counts: Sequence[Mapping[int, int]]) -> dict[int, int]:
     return total
 
 
-def _foresee(run: RunInputs, prospects: list[Prospect]) -> tuple[list[PlannedIteration], StopReason | None]:
+def _foresee(
+    run: RunInputs, prospects: list[Prospect]
+) -> tuple[list[PlannedIteration], StopReason | None, tuple[ArtifactRef, ...] | None]:
     """Follow the loop until it ends, or until its last iteration at the latest where its end is not known."""
     planned: list[PlannedIteration] = []
     history: list[Progress] = []
@@ -144,7 +149,8 @@ def _foresee(run: RunInputs, prospects: list[Prospect]) -> tuple[list[PlannedIte
         termination = run.termination if known else replace(run.termination, min_new_labels=None)
         stop = stop_reason(history, termination, at_floor=run.schedule.ends_after(iteration))
         if stop is not None:
-            return planned, stop if known else None
+            labels = tuple(prospect.annotations for prospect in prospects if prospect.annotations)
+            return planned, stop if known else None, labels if known else None
 
 
 def _progress(run: RunInputs, iteration: int, counts: Sequence[ShardCounts]) -> Progress:

@@ -13,12 +13,13 @@ from tasks.domain.schedule import Schedule
 from tasks.domain.spec import ExperimentSpec
 from tasks.export import Export
 from tasks.formats.noun_chunks import load_noun_chunks
+from tasks.forwarding import Place
 from tasks.image_files import ImageSource
-from tasks.infer import Place, Question
+from tasks.infer import Question
 from tasks.models import DetectorConfig, Prompter, load_prompter, refuse_device
 from tasks.store import ArtifactStore, Folder
 
-PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "scikit-learn", "torch", "transformers")
+PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "pycocotools", "scikit-learn", "torch", "transformers")
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
     """The inputs of a run.
 
     Raises:
-        SpecError: the spec asks for masks, or a device or precision that cannot be had.
+        SpecError: the spec asks for no boxes, or a device or precision that cannot be had.
         CheckpointError: the detector's files cannot be used.
         PromptError: a class name or noun chunk cannot be asked.
         FormatError: the prompt file does not follow its format.
     """
-    _refuse_masks(spec)
+    _refuse_without_boxes(spec)
     settings = settings_for(spec)
     detector = _detector(spec)
     refuse_device(detector, settings.device)
@@ -85,14 +86,13 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
     classes = tuple(spec.grounding_dino.dataset.class_names)
     _refuse_unaskable(prompter, [classes, *(r.phrases for rs in records.values() for r in rs)])
     results = Folder(spec.results_dir, spec.storage_options)
-    cache = spec.cache_dir or f"{spec.results_dir.rstrip('/')}/cache"
-    store = ArtifactStore(cache, spec.storage_options)
-    source = ImageSource(spec.image_roots, spec.storage_options, excluded=(spec.results_dir, cache))
+    store = store_of(spec)
+    source = source_of(spec, store)
     return RunInputs(
         spec=spec,
         prompter=prompter,
         store=store,
-        export=Export(store, results, source, classes, spec.grounding_dino.visualize),
+        export=Export(store, results, source, classes, spec.grounding_dino.visualize, spec.makes_masks),
         question=Question(detector, prompter.digest, spec.grounding_dino.floor, spec.grounding_dino.reprompt),
         place=Place(source, settings.device, settings.batch_size, settings.read_ahead),
         classes=classes,
@@ -100,11 +100,21 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
     )
 
 
-def _refuse_masks(spec: ExperimentSpec) -> None:
-    if spec.autolabel_type != "grounding_dino":
+def store_of(spec: ExperimentSpec) -> ArtifactStore:
+    """Where the artifacts of a run are kept."""
+    return ArtifactStore(spec.cache_dir or f"{spec.results_dir.rstrip('/')}/cache", spec.storage_options)
+
+
+def source_of(spec: ExperimentSpec, store: ArtifactStore) -> ImageSource:
+    """The images of a run, without what runs have left among them."""
+    return ImageSource(spec.image_roots, spec.storage_options, excluded=(spec.results_dir, store.uri))
+
+
+def _refuse_without_boxes(spec: ExperimentSpec) -> None:
+    if not spec.makes_boxes:
         raise SpecError(
-            f"autolabel_type: found {spec.autolabel_type!r}, expected 'grounding_dino': this version makes boxes, and "
-            "no masks"
+            f"autolabel_type: found {spec.autolabel_type!r}, expected 'grounding_dino' or 'grounding_dino+mal', which "
+            "make boxes"
         )
 
 

@@ -1,6 +1,7 @@
-"""Writes what is made from the spec's model: `specs/schema.json` for editors and `docs/spec.md` for readers.
+"""Writes what is made from the models of the specs: JSON schemas for editors, and pages for readers.
 
-`python -m flows.spec_docs` writes both in a checkout; with `--check` it writes nothing and exits 1 where one is stale.
+`python -m flows.spec_docs` writes `specs/schema.json` and `docs/spec.md` (labelling), `specs/schema_train_mal.json` and
+`docs/spec_train_mal.md` (training) in a checkout; with `--check` it writes nothing and exits 1 where one is stale.
 """
 
 import json
@@ -16,10 +17,13 @@ from pydantic_core import PydanticUndefined
 
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.spec_fields import Origin, SpecBlock, blocks_in, is_unused
+from tasks.domain.spec_train_mal import TrainMalSpec
 
 _CHECKOUT = Path(__file__).parents[1]
 SCHEMA_FILE = _CHECKOUT / "specs" / "schema.json"
 PAGE_FILE = _CHECKOUT / "docs" / "spec.md"
+TRAINING_SCHEMA_FILE = _CHECKOUT / "specs" / "schema_train_mal.json"
+TRAINING_PAGE_FILE = _CHECKOUT / "docs" / "spec_train_mal.md"
 
 _INTRODUCTION = """\
 <!-- Made by `python -m flows.spec_docs` from tasks/domain/spec*.py; do not edit. -->
@@ -38,6 +42,23 @@ Unknown keys are refused, all problems of a spec are told at once, and `???` sta
 `# yaml-language-server: $schema=schema.json`.
 """
 
+_TRAINING_INTRODUCTION = """\
+<!-- Made by `python -m flows.spec_docs` from tasks/domain/spec*.py; do not edit. -->
+
+# The spec of a training
+
+What `autolabel train-mal -e SPEC` reads; [training_mal.md](training_mal.md) tells how to use it. A YAML file, or
+`train_mal`, which ships. A train spec of TAO's `mal` runs as it is: keys marked *TAO* have the name, the place, the
+meaning and the default that they have there. Keys without the mark are this project's own. Keys of TAO that nothing
+here reads are accepted, checked for their type, and named in one line when a training starts.
+
+Any key can be set on the command line: `train.num_epochs=5`. The value is YAML. Unknown keys are refused, all problems
+of a spec are told at once, and `???` stands for a value that is to be filled in.
+
+`specs/schema_train_mal.json` is the same as a JSON schema: editors complete and check a spec that begins with
+`# yaml-language-server: $schema=schema_train_mal.json`.
+"""
+
 _TYPES = {str: "text", int: "integer", float: "number", bool: "boolean"}
 
 
@@ -49,8 +70,13 @@ class _Untitled(GenerateJsonSchema):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Write both files, or with `--check` compare them: the exit status, 1 where a file is stale."""
-    wanted = {SCHEMA_FILE: spec_schema(), PAGE_FILE: spec_page()}
+    """Write the files, or with `--check` compare them: the exit status, 1 where a file is stale."""
+    wanted = {
+        SCHEMA_FILE: spec_schema(),
+        PAGE_FILE: spec_page(),
+        TRAINING_SCHEMA_FILE: training_schema(),
+        TRAINING_PAGE_FILE: training_page(),
+    }
     stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if "--check" in arguments:
@@ -62,18 +88,36 @@ def main(arguments: Sequence[str]) -> int:
 
 def spec_schema() -> str:
     """The JSON schema (draft 2020-12) of the spec, as the text of `specs/schema.json`."""
-    schema = {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **ExperimentSpec.model_json_schema(schema_generator=_Untitled),
-    }
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+    return _schema(ExperimentSpec)
 
 
 def spec_page() -> str:
     """The page `docs/spec.md`: a table for each block, then the keys that are accepted and not read."""
-    blocks = list(_blocks(ExperimentSpec, ""))
+    return _page(ExperimentSpec, _INTRODUCTION)
+
+
+def training_schema() -> str:
+    """The JSON schema of the spec of a training, as the text of `specs/schema_train_mal.json`."""
+    return _schema(TrainMalSpec)
+
+
+def training_page() -> str:
+    """The page `docs/spec_train_mal.md`, like that of the other spec."""
+    return _page(TrainMalSpec, _TRAINING_INTRODUCTION)
+
+
+def _schema(root: type[SpecBlock]) -> str:
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **root.model_json_schema(schema_generator=_Untitled),
+    }
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
+def _page(root: type[SpecBlock], introduction: str) -> str:
+    blocks = list(_blocks(root, ""))
     tables = [text for path, block in blocks if (text := _block_section(path, block))]
-    return "\n".join([_INTRODUCTION, *tables, _unused_section(blocks)])
+    return "\n".join([introduction, *tables, _unused_section(blocks)])
 
 
 def _blocks(block: type[SpecBlock], path: str) -> Iterator[tuple[str, type[SpecBlock]]]:

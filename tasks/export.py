@@ -1,5 +1,6 @@
 """Step: the labels of all shards, written under the names that people and trainers look for."""
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,11 +11,12 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.domain.annotations import LabelledImage
-from tasks.domain.artifacts import ArtifactRef
+from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.images import Failure
 from tasks.domain.summary import ImageStates
 from tasks.formats.candidates import load_candidates
-from tasks.formats.coco import load_coco
+from tasks.formats.coco import distinct_phrases, load_coco
+from tasks.formats.label_shards import LabelShards, dump_label_shards
 from tasks.image_files import ImageSource, decode
 from tasks.progress import advance, begin
 from tasks.results import delete_pictures, delete_stale_iterations, write_iteration, write_labels, write_pictures
@@ -22,16 +24,22 @@ from tasks.store import ArtifactStore, Folder
 
 logger = logging.getLogger(__name__)
 
+VERSION = 1  # of the labels artifact
+
 
 @dataclass(frozen=True)
 class Export:
-    """From which store to which folder labels go, the class names (empty in grounding mode), and whether to draw."""
+    """From which store to which folder labels go, the class names (empty in grounding mode), and whether to draw.
+
+    With `masks_follow`, the pictures of the delivered labels are left to the step that adds the masks.
+    """
 
     store: ArtifactStore
     results: Folder
     source: ImageSource
     classes: tuple[str, ...]
     visualize: bool
+    masks_follow: bool = False
 
 
 @task(
@@ -48,8 +56,9 @@ def export_iteration(export: Export, iteration: int, shards: Sequence[ArtifactRe
 
 @dataclass(frozen=True)
 class Delivered:
-    """In which states the images ended, and how many pictures could not be made."""
+    """Which labels were delivered, in which states the images ended, and how many pictures could not be made."""
 
+    labels: ArtifactRef
     images: ImageStates
     undrawn: int
 
@@ -73,9 +82,19 @@ def export_labels(
     told = {failure for ref in failed for failure in load_candidates(export.store.read(ref))[1]}
     lost = {failure.image: failure for failure in sorted(told) if failure.image not in looked_at}
     write_labels(export.results, images, export.classes, [*failures, *lost.values()])
-    undrawn = _draw(export, shards, None)
+    undrawn = 0 if export.masks_follow else _draw(export, shards, None)
     labelled = sum(looked_at.values())
-    return Delivered(ImageStates(labelled, len(looked_at) - labelled, len(failures) + len(lost)), undrawn)
+    states = ImageStates(labelled, len(looked_at) - labelled, len(failures) + len(lost))
+    return Delivered(_publish(export, shards, len(looked_at)), states, undrawn)
+
+
+def _publish(export: Export, shards: Sequence[ArtifactRef], images: int) -> ArtifactRef:
+    """The reference to the labels of all shards, for whoever goes on with them."""
+    labelled = (image for shard in _reader(export.store, shards)() for image in shard)
+    labels = LabelShards(tuple(shards), export.classes or distinct_phrases(labelled), images)
+    payload = dump_label_shards(labels)
+    key = content_key("labels", VERSION, {"sha256": hashlib.sha256(payload).hexdigest()})
+    return export.store.lookup("labels", key) or export.store.publish("labels", key, payload)
 
 
 def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> Callable[[], Iterator[Sequence[LabelledImage]]]:

@@ -30,8 +30,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from tasks.domain.errors import ImageError
+from tasks.domain.images import Image as IndexedImage
 from tasks.domain.images import is_inner_path
-from tasks.image_roots import ImageRoot, ListedFile, open_roots, told
+from tasks.image_roots import NOT_INSIDE, ImageRoot, ListedFile, open_roots, told
 
 # Pillow can read more (EPS starts Ghostscript); a file from anywhere that is named .jpg gets only these readers.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -98,6 +99,22 @@ class ImageSource:
         """
         listed = [file for root in self._roots for file in root.list_images()]
         return sorted(listed, key=lambda file: file.key)
+
+    def list_named(self, keys: Iterable[str]) -> list[ListedFile]:
+        """The files of these keys, each once, sorted by key, whatever their suffix; raises SpecError for a lost root.
+
+        A key that names nothing, or leaves the roots, is listed too, with the reason.
+        """
+        by_root: dict[str, list[str]] = {root.prefix: [] for root in self._roots}
+        strangers: list[ListedFile] = []
+        for key in sorted(set(keys)):
+            prefix = next((prefix for prefix in by_root if key.startswith(prefix)), None)
+            if prefix is None:
+                strangers.append(ListedFile(key, "", NOT_INSIDE))
+            else:
+                by_root[prefix].append(key)
+        listed = [file for root in self._roots for file in root.list_named(by_root[root.prefix])]
+        return sorted([*listed, *strangers], key=lambda file: file.key)
 
     def read(self, key: str) -> bytes:
         """The bytes of the image file `key`; raises ImageError for a foreign key, FetchError where it cannot be read.
@@ -189,6 +206,15 @@ def decode(data: bytes) -> Pixels:
         turn = TURN_UPRIGHT.get(_orientation(image))
         rgb = _to_rgb(image)
         return np.array(rgb if turn is None else rgb.transpose(turn))
+
+
+def decode_unchanged(data: bytes | ImageError, image: IndexedImage) -> Pixels:
+    """The upright pixels (H, W, 3) of an image; an ImageError where it cannot be read or is not the one indexed."""
+    if isinstance(data, ImageError):
+        raise data
+    if hashlib.sha256(data).hexdigest() != image.sha256:
+        raise ImageError("changed after it was indexed; run again to label the file as it is now")
+    return decode(data)
 
 
 def probe(data: bytes) -> Probe:

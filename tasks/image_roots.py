@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 # What backends call the fields of `info` that change with a file's content (s3fs, gcsfs, adlfs, sftp, memory).
 VERSION_FIELDS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
+NOT_THERE = "is not there"
+NOT_INSIDE = "has a file_name that leaves the image folder, or cannot be told from a path; expected one relative to it"
 NO_KEY = "has a name with empty parts, '..' or a drive in it, which cannot be told from a path; rename it"
 
 
@@ -97,6 +99,17 @@ class ImageRoot:
             beside = " outside hidden folders and the results of earlier runs" if left_out else ""
             raise SpecError(f"{self.name} holds no images ({' '.join(SUFFIXES)}){beside}; check image_dir")
         return [replace(file, key=self.prefix + file.key) for file in files]
+
+    def list_named(self, keys: Sequence[str]) -> list[ListedFile]:
+        """The files of these keys, which begin with the prefix, in their order; what is not there is listed as such.
+
+        Raises SpecError where the root itself is not there, or cannot be listed.
+        """
+        if not self.is_local:
+            return _named_remotely(self, keys)
+        if not Path(self.path).is_dir():
+            raise SpecError(f"{self.name} is not a folder; check img_dir")
+        return [_named_locally(self, key) for key in keys]
 
     def path_of(self, key: str) -> str:
         """The path of the image `key` in `filesystem`; raises ImageError where a link leads out of the root."""
@@ -182,9 +195,12 @@ def _listed_locally(entry: os.DirEntry[str], top: str) -> ListedFile:
     except OSError as error:
         kind = "is a link that cannot be followed" if entry.is_symlink() else "cannot be looked at"
         return ListedFile(_readable(relative), "", f"{kind}: {told(error)}")
+    return ListedFile(_readable(relative), _local_version(status), _why_not_an_image_file(relative, status.st_mode))
+
+
+def _local_version(status: os.stat_result) -> str:
     # The time of the last status change is in it because no program can set it; archives restore that of modification.
-    version = f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-    return ListedFile(_readable(relative), version, _why_not_an_image_file(relative, status.st_mode))
+    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
 
 
 def _why_not_an_image_file(relative: str, mode: int) -> str | None:
@@ -216,6 +232,51 @@ def _list_remote(root: ImageRoot) -> tuple[list[ListedFile], list[str]]:
     return files, sorted(left_out)
 
 
+def _named_locally(root: ImageRoot, key: str) -> ListedFile:
+    relative = key.removeprefix(root.prefix)
+    if not is_inner_path(relative):
+        return ListedFile(key, "", NOT_INSIDE)
+    try:
+        status = Path(root.path_of(key)).stat()
+    except FileNotFoundError:
+        return ListedFile(key, "", NOT_THERE)
+    except ImageError as error:
+        return ListedFile(key, "", str(error))
+    except (OSError, ValueError) as error:  # ValueError: a name that this file system cannot have
+        return ListedFile(key, "", f"cannot be looked at: {told(error)}")
+    return ListedFile(key, _local_version(status), _why_not_an_image_file(relative, status.st_mode))
+
+
+def _named_remotely(root: ImageRoot, keys: Sequence[str]) -> list[ListedFile]:
+    inner = {key: key.removeprefix(root.prefix) for key in keys if is_inner_path(key.removeprefix(root.prefix))}
+    found: dict[str, Mapping[str, object]] = {}
+    for folder in sorted({relative.rpartition("/")[0] for relative in inner.values()}):
+        found |= _files_in(root, folder)
+    listed = []
+    for key in keys:
+        if key not in inner:
+            listed.append(ListedFile(key, "", NOT_INSIDE))
+        elif inner[key] not in found:
+            listed.append(ListedFile(key, "", NOT_THERE))
+        else:
+            listed.append(ListedFile(key, _remote_version(found[inner[key]])))
+    return listed
+
+
+def _files_in(root: ImageRoot, folder: str) -> dict[str, Mapping[str, object]]:
+    """What the backend tells of the files directly in a folder of the root, by their paths relative to the root."""
+    try:
+        root.filesystem.invalidate_cache()
+        entries = root.filesystem.ls("/".join(filter(None, (root.path.rstrip("/"), folder))), detail=True)
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # the backends' own errors (botocore, aiohttp) share no base class
+        raise SpecError(f"{root.name} cannot be listed: {told(error)}; check img_dir and storage_options") from error
+    return {
+        entry["name"].removeprefix(root.path).removeprefix("/"): entry for entry in entries if entry["type"] == "file"
+    }
+
+
 def _folder_left_out(relative: str, excluded: frozenset[str]) -> str | None:
     """The outermost folder on the way to a file that is not to be searched, None where there is none."""
     folders = accumulate(relative.split("/")[:-1], lambda outer, name: f"{outer}/{name}")
@@ -223,8 +284,11 @@ def _folder_left_out(relative: str, excluded: frozenset[str]) -> str | None:
 
 
 def _listed_remotely(relative: str, info: Mapping[str, object]) -> ListedFile:
-    version = " ".join(str(info[name]) for name in ("size", *VERSION_FIELDS) if info.get(name) is not None)
-    return ListedFile(relative, version, None if is_inner_path(relative) else NO_KEY)
+    return ListedFile(relative, _remote_version(info), None if is_inner_path(relative) else NO_KEY)
+
+
+def _remote_version(info: Mapping[str, object]) -> str:
+    return " ".join(str(info[name]) for name in ("size", *VERSION_FIELDS) if info.get(name) is not None)
 
 
 def _has_suffix(name: str) -> bool:

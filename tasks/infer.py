@@ -1,6 +1,5 @@
 """Step: what the detector answers about the images of a batch of shards."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -8,21 +7,21 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from prefect import Task, task
+from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import exponential_backoff
 
 from tasks.cached import cached
 from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.artifacts import ArtifactRef, Json, content_key
 from tasks.domain.detections import Candidates
-from tasks.domain.errors import AutoLabelError, CheckpointError, ImageError
+from tasks.domain.errors import CheckpointError, ImageError
 from tasks.domain.images import Failure, Image
 from tasks.domain.iteration import Reprompt, next_prompt
 from tasks.formats.candidates import dump_candidates, load_candidates
 from tasks.formats.coco import load_coco
-from tasks.image_files import ImageSource, decode
+from tasks.forwarding import Place, may_pass
+from tasks.image_files import decode_unchanged
 from tasks.models import Detector, DetectorConfig, load_detector
 from tasks.progress import advance
 from tasks.store import ArtifactStore
@@ -49,16 +48,6 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where images are and inference runs; none of it may change a label."""
-
-    source: ImageSource
-    device: str
-    batch_size: int
-    read_ahead: int
-
-
-@dataclass(frozen=True)
 class AnsweredShard:
     """The candidates of a shard, what they cost, and the images that failed at inference."""
 
@@ -66,12 +55,6 @@ class AnsweredShard:
     forwards: int
     failures: int
     reused: bool
-
-
-def _may_pass(task: Task[..., object], run: TaskRun, state: State[object]) -> bool:
-    """Whether a failure is worth another try: what the user has to mend is not."""
-    del task, run
-    return not isinstance(state.result(raise_on_failure=False), AutoLabelError)
 
 
 @task(
@@ -82,7 +65,7 @@ def _may_pass(task: Task[..., object], run: TaskRun, state: State[object]) -> bo
     retries=2,
     retry_delay_seconds=exponential_backoff(backoff_factor=2),
     retry_jitter_factor=0.5,
-    retry_condition_fn=_may_pass,
+    retry_condition_fn=may_pass,
     tags=["gpu"],
 )
 def infer(
@@ -260,12 +243,3 @@ class Inference:
     def _done_with(self, images: int) -> None:
         self.images += images
         advance("infer", images)
-
-
-def decode_unchanged(data: bytes | ImageError, image: Image) -> Pixels:
-    """The upright pixels (H, W, 3) of an image; an ImageError where it cannot be read or is not the one indexed."""
-    if isinstance(data, ImageError):
-        raise data
-    if hashlib.sha256(data).hexdigest() != image.sha256:
-        raise ImageError("changed after it was indexed; run again to label the file as it is now")
-    return decode(data)

@@ -1,4 +1,4 @@
-"""Pictures of labels: boxes, names and scores drawn onto an image, for people to look at."""
+"""Pictures of labels: boxes, masks, names and scores drawn onto an image, for people to look at."""
 
 import colorsys
 import hashlib
@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
@@ -14,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from tasks.domain.annotations import Annotation
-from tasks.domain.boxes import box_area
+from tasks.domain.boxes import Box, box_area
 from tasks.domain.errors import ImageError
+from tasks.domain.masks import DrawnLabel, Mask
 from tasks.domain.matching import shared_area
+from tasks.formats.rle import decode_segmentation
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -30,6 +33,10 @@ TEXT_SHARE = 0.5  # of the picture's width; a longer phrase is cut
 HIDDEN_TAB = 4.0  # a hidden name weighs as much as so many hidden boxes
 LONGEST_NAME = 255  # bytes; ext4, XFS, NTFS and APFS agree on it
 HUES = 24  # more cannot be told apart
+TINT = 0.45  # of the colour of the phrase in the pixels of a mask
+OUTLINE_SHARE = 1 / 12  # of the square root of a mask's area at most, so that small ones are not all outline
+SHADE = 0.5  # of black on the inner side of a mask's outline
+MOST_HIDDEN = 1.0  # labels, in shares: a name that would hide more is left out where a mask tells by its colour
 
 # Anything else becomes PNG: no browser shows TIFF, GIF has 256 colours, BMP is not compressed.
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -65,25 +72,31 @@ def encode_picture(picture: Image.Image, name: str) -> bytes:
     return buffer.getvalue()
 
 
-def draw_annotations(pixels: NDArray[np.uint8], annotations: Sequence[Annotation]) -> Image.Image:
-    """The image with its boxes and, at each, the phrase and score on a tab in the colour of the phrase.
+def draw_annotations(pixels: NDArray[np.uint8], annotations: Sequence[Annotation | DrawnLabel]) -> Image.Image:
+    """The image with its labels: masks or else boxes, and at each the phrase and score on a tab in the phrase's colour.
 
-    A small image is enlarged by a whole number, to a shorter side of `SHORTEST_SIDE`. Labels with higher scores lie on
-    top and have the first choice of a place.
+    A mask is tinted and outlined in that colour, in place of the box around it: in a crowd, boxes cross what they are
+    about. A small image is enlarged by a whole number, to a shorter side of `SHORTEST_SIDE`. Labels with higher scores
+    lie on top and have the first choice of a place. Where labels with masks stand close, the first of a phrase has its
+    name, and others only where it hides little.
 
     Args:
         pixels: (H, W, 3) RGB of the upright image.
-        annotations: Their boxes in pixels of that image.
+        annotations: Their boxes in pixels of that image, their masks of its size.
     """
     height, width = pixels.shape[:2]
     scale = max(1, min(-(-SHORTEST_SIDE // min(height, width)), LONGEST_SIDE // max(height, width)))
     picture = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.BICUBIC)
-    ordered = sorted(annotations, key=lambda a: (-a.score, a.phrase, a.box))
-    boxes = np.array([a.box for a in ordered], dtype=np.float64).reshape(-1, 4) * scale  # (N, 4)
+    labels = sorted(map(_as_drawn, annotations), key=_best_first)
+    line = max(2, round(LINE_SHARE * _extent(picture)))
+    boxes = np.array([label.box for label in labels], dtype=np.float64).reshape(-1, 4) * scale  # (N, 4)
     draw, font = ImageDraw.Draw(picture, "RGBA"), _font(picture)
-    tabs = _place_tabs([_tab(a, font, picture.width) for a in ordered], boxes, picture.size)
-    for tab, box in reversed(list(zip(tabs, boxes.tolist(), strict=True))):
-        _draw_box(draw, box, tab.colour, max(2, round(LINE_SHARE * _extent(picture))))
+    tabs = _place_tabs(_tabs(labels, font, picture.width), boxes, picture.size)
+    for label, box in reversed(list(zip(labels, boxes.tolist(), strict=True))):
+        if label.mask is None:
+            _draw_box(draw, box, colour_of(label.phrase), line)
+        else:
+            _draw_mask(picture, label.mask, colour_of(label.phrase), scale, line)
     for tab in reversed(tabs):
         _draw_tab(draw, tab, font)
     return picture
@@ -105,6 +118,48 @@ def _text_colour(background: Colour) -> Colour:
     return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
 
 
+def _as_drawn(label: Annotation | DrawnLabel) -> DrawnLabel:
+    return label if isinstance(label, DrawnLabel) else DrawnLabel(label.phrase, label.box, label.score)
+
+
+def _best_first(label: DrawnLabel) -> tuple[bool, float, str, Box, str]:
+    """The order of labels in a picture; those without a score come last."""
+    code = label.mask.counts if label.mask else ""
+    return label.score is None, -(label.score or 0.0), label.phrase, label.box, code
+
+
+def _draw_mask(picture: Image.Image, mask: Mask, colour: Colour, scale: int, line: int) -> None:
+    """Tint the pixels of the mask, each `scale` x `scale` large, and draw its outline with a thin shade, all inside it.
+
+    So the outlines of neighbours lie side by side, and two of one colour can be told apart.
+    """
+    shape, left, top = _shape_of(mask)
+    shape = shape.repeat(scale, axis=0).repeat(scale, axis=1)  # (h, w)
+    line = max(1, min(line, round(OUTLINE_SHARE * scale * math.sqrt(mask.area))))
+    inside = _eroded(shape, line)
+    shaded = inside & ~_eroded(inside, max(1, line // 3))
+    for part, paint, share in ((inside, colour, TINT), (shaded, (0, 0, 0), SHADE), (shape & ~inside, colour, 1.0)):
+        opacity = part.astype(np.uint8) * np.uint8(round(255 * share))
+        picture.paste(paint, (left * scale, top * scale), Image.fromarray(opacity))
+
+
+def _shape_of(mask: Mask) -> tuple[NDArray[np.bool_], int, int]:
+    """The mask cut to its pixels (h, w), and where its upper left corner lies: left and top."""
+    segmentation = {"size": [mask.height, mask.width], "counts": mask.counts}
+    pixels = decode_segmentation(segmentation, mask.height, mask.width)
+    rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
+    shape = np.ascontiguousarray(pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return shape, int(columns[0]), int(rows[0])
+
+
+def _eroded(shape: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
+    """The pixels of the shape (h, w) with none outside of it within `by` pixels, straight or diagonally: (h, w)."""
+    height, width = shape.shape
+    padded = np.pad(shape, by)
+    rows = reduce(np.logical_and, (padded[start : start + height] for start in range(2 * by + 1)))  # (h, w + 2 by)
+    return reduce(np.logical_and, (rows[:, start : start + width] for start in range(2 * by + 1)))
+
+
 def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, line: int) -> None:
     """The outline of a box inside its edges, with a thin shade on both sides that holds on any background."""
     left, top, right, bottom = box
@@ -116,40 +171,56 @@ def _draw_box(draw: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, l
 
 @dataclass(frozen=True)
 class _Tab:
-    """A label's text, its size in pixels, and where its upper left corner lies."""
+    """A label's text, its size in pixels, where its upper left corner lies, and whether it may be left out."""
 
     text: str
     colour: Colour
     width: int
     height: int
+    optional: bool
     left: int = 0
     top: int = 0
 
 
-def _tab(annotation: Annotation, font: ImageFont.FreeTypeFont, picture_width: int) -> _Tab:
-    text = _fitting_text(annotation, font, TEXT_SHARE * picture_width)
+def _tabs(labels: Sequence[DrawnLabel], font: ImageFont.FreeTypeFont, picture_width: int) -> list[_Tab]:
+    phrases = [label.phrase for label in labels]
+    return [
+        _tab(label, font, picture_width, optional=label.mask is not None and phrases.index(label.phrase) < i)
+        for i, label in enumerate(labels)
+    ]
+
+
+def _tab(label: DrawnLabel, font: ImageFont.FreeTypeFont, picture_width: int, *, optional: bool) -> _Tab:
+    text = _fitting_text(label, font, TEXT_SHARE * picture_width)
     height = sum(font.getmetrics())
-    return _Tab(text, colour_of(annotation.phrase), math.ceil(font.getlength(text)) + height // 2, height)
+    return _Tab(text, colour_of(label.phrase), math.ceil(font.getlength(text)) + height // 2, height, optional)
 
 
-def _fitting_text(annotation: Annotation, font: ImageFont.FreeTypeFont, longest: float) -> str:
-    """Phrase and score on one line; a phrase that is longer than `longest` pixels loses its end."""
+def _fitting_text(label: DrawnLabel, font: ImageFont.FreeTypeFont, longest: float) -> str:
+    """Phrase and score, if there is one, on one line; a phrase longer than `longest` pixels loses its end."""
     # Lone surrogates, which JSON can hold, cannot be drawn.
-    phrase = " ".join(annotation.phrase.split()).encode("utf-8", "replace").decode()
-    text = f"{phrase} {annotation.score:.2f}"
+    phrase = " ".join(label.phrase.split()).encode("utf-8", "replace").decode()
+    score = "" if label.score is None else f" {label.score:.2f}"
+    text = f"{phrase}{score}"
     while phrase and font.getlength(text) > longest:
         phrase = phrase[:-1].rstrip()
-        text = f"{phrase}\N{HORIZONTAL ELLIPSIS} {annotation.score:.2f}"
+        text = f"{phrase}\N{HORIZONTAL ELLIPSIS}{score}"
     return text
 
 
 def _place_tabs(tabs: Sequence[_Tab], boxes: NDArray[np.float64], picture: tuple[int, int]) -> list[_Tab]:
-    """The tabs, each at the place around its box where it hides least; earlier ones choose first."""
+    """The tabs, each at the place around its box where it hides least; earlier ones choose first.
+
+    An optional one that would hide more than `MOST_HIDDEN` everywhere is left out.
+    """
     placed = np.empty((0, 4))
     result: list[_Tab] = []
     for i, tab in enumerate(tabs):
         places = _places(boxes[i], tab, picture)
-        best = places[np.argmin(_hidden(places, placed, np.delete(boxes, i, axis=0)))]
+        hidden = _hidden(places, placed, np.delete(boxes, i, axis=0))
+        if tab.optional and hidden.min() > MOST_HIDDEN:
+            continue
+        best = places[np.argmin(hidden)]
         placed = np.vstack([placed, best])
         result.append(replace(tab, left=int(best[0]), top=int(best[1])))
     return result

@@ -12,6 +12,7 @@ from tasks.domain.addresses import without_password
 from tasks.domain.annotations import LabelledImage
 from tasks.domain.errors import ArtifactError, ImageError, SpecError
 from tasks.domain.images import Failure
+from tasks.domain.masks import DrawnImage
 from tasks.formats.coco import distinct_phrases, write_coco
 from tasks.formats.failures import dump_failures
 from tasks.formats.labelmap import dump_labelmap
@@ -20,7 +21,7 @@ from tasks.pictures import draw_annotations, encode_picture, picture_name
 from tasks.store import Folder
 
 # Reads the labels anew, shard by shard, sorted by key. Each file that is written walks through them once, so that no
-# more than one shard's labels and the bytes of one file are in memory.
+# more than one shard's labels are in memory.
 Shards: TypeAlias = Callable[[], Iterable[Sequence[LabelledImage]]]
 
 ITERATION_FOLDER = re.compile(r"auto_label(\d+)")
@@ -50,7 +51,7 @@ def write_iteration(folder: Folder, iteration: int, shards: Shards, class_names:
     added = (_added_by(iteration, image) for image in _images(shards))
     _write_coco(folder, f"{into}/annotations.json", shards, class_names)
     _write_odvg(folder, f"{into}/autolabelled.jsonl", added, class_names)
-    folder.write(f"{into}/remaining.jsonl", b"".join(dump_remaining(_images(shards))))
+    folder.write_stream(f"{into}/remaining.jsonl", dump_remaining(_images(shards)))
 
 
 def _images(shards: Shards) -> Iterator[LabelledImage]:
@@ -60,11 +61,11 @@ def _images(shards: Shards) -> Iterator[LabelledImage]:
 
 def _write_coco(folder: Folder, path: str, shards: Shards, class_names: Sequence[str]) -> None:
     categories = class_names or distinct_phrases(_images(shards))
-    folder.write(path, b"".join(write_coco(shards(), categories)))
+    folder.write_stream(path, write_coco(shards(), categories))
 
 
 def _write_odvg(folder: Folder, path: str, images: Iterable[LabelledImage], class_names: Sequence[str]) -> None:
-    folder.write(path, b"".join(dump_odvg(odvg_entries(images, class_names))))
+    folder.write_stream(path, dump_odvg(odvg_entries(images, class_names)))
 
 
 def _added_by(iteration: int, image: LabelledImage) -> LabelledImage:
@@ -101,7 +102,7 @@ def delete_pictures(folder: Folder, iteration: int | None = None) -> None:
 
 def write_pictures(
     folder: Folder,
-    images: Iterable[LabelledImage],
+    images: Iterable[LabelledImage | DrawnImage],
     decode: Callable[[str], NDArray[np.uint8]],
     iteration: int | None = None,
 ) -> tuple[Failure, ...]:

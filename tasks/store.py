@@ -4,11 +4,12 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
+from tempfile import gettempdir
 from typing import Any
 
 from fsspec.core import url_to_fs
@@ -23,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST_FORMAT = 1  # raised when an older autolabel-flow would misread what is written
 TEMPORARY = ".tmp-"  # how the names of files start that are still being written
+CHUNK = 2**20  # bytes of a streamed file that are written at a time: few calls, little memory
 
 
 class MissingFileError(ArtifactError):
@@ -56,6 +58,29 @@ class Folder:
                 _replace_local(Path(target), payload)
             else:
                 _put(filesystem, target, payload)
+
+    def write_stream(self, path: str, pieces: Iterable[bytes]) -> None:
+        """Like `write`, for a file of any size: no more than a piece of it is in memory.
+
+        An error while the pieces are made is raised as it is, and leaves what was at `path`. A remote backend gets the
+        file when it is whole; until then it lies in the temporary folder of this machine.
+        """
+        with self._open(path) as (filesystem, target):
+            is_local = isinstance(filesystem, LocalFileSystem)
+            place = Path(target).parent if is_local else Path(gettempdir())
+            place.mkdir(parents=True, exist_ok=True)
+        temporary = place / f"{TEMPORARY}{token_hex(8)}"
+        try:
+            for chunk in _chunks(pieces):
+                with self._open(path), temporary.open("ab") as file:
+                    file.write(chunk)
+            with self._open(path) as (filesystem, target):
+                if is_local:
+                    temporary.replace(target)
+                else:
+                    filesystem.put_file(str(temporary), target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def append(self, path: str, payload: bytes) -> None:
         """Add `payload` to the end of the file at `path`, which need not exist yet.
@@ -144,6 +169,17 @@ def _replace_local(target: Path, payload: bytes) -> None:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in pieces of CHUNK or more, but for the last one; there is always one."""
+    chunk = bytearray()
+    for piece in pieces:
+        chunk += piece
+        if len(chunk) >= CHUNK:
+            yield bytes(chunk)
+            chunk.clear()
+    yield bytes(chunk)
 
 
 def _put(filesystem: Any, target: str, payload: bytes) -> None:

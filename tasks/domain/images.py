@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, permutations
+from typing import Protocol, TypeVar
 
 from tasks.domain.errors import SpecError
 
@@ -107,18 +108,29 @@ def is_left_out(folder: str, excluded: frozenset[str]) -> bool:
     return is_hidden or folder in excluded or ("" in excluded and MADE_BY_RUNS.fullmatch(folder) is not None)
 
 
+class Keyed(Protocol):
+    """Whatever goes by the key of an image."""
+
+    @property
+    def key(self) -> str:
+        """POSIX path relative to the image root."""
+        ...
+
+
+KeyedT = TypeVar("KeyedT", bound=Keyed)
+
 LONGEST_SHARD = 4  # times the aimed size: a cut is forced there, which 1 shard in e**4 = 55 meets
 
 
-def into_shards(images: Sequence[Image], shard_size: int) -> tuple[tuple[Image, ...], ...]:
+def into_shards(images: Iterable[KeyedT], shard_size: int) -> tuple[tuple[KeyedT, ...], ...]:
     """Split images into shards of `shard_size` on average, so that one new image touches one shard.
 
     A shard ends behind an image whose key hashes to 0 modulo `shard_size` (content-defined chunking): membership
     follows from the keys around an image and not from its position in the list. Sorted by key; no shard is empty.
     """
-    shards: list[tuple[Image, ...]] = []
-    shard: list[Image] = []
-    for image in sorted(images):
+    shards: list[tuple[KeyedT, ...]] = []
+    shard: list[KeyedT] = []
+    for image in sorted(images, key=lambda image: image.key):
         shard.append(image)
         if _ends_shard(image.key, shard_size) or len(shard) == LONGEST_SHARD * shard_size:
             shards.append(tuple(shard))

@@ -1,5 +1,6 @@
 """Labels matched with the truth, one to one: how many were right, and how much of the truth they hold."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.typing import NDArray
 from tasks.domain.boxes import Boxes, box_area, box_iou
 
 MATCH_IOU = 0.5  # Pascal VOC's bar for a right box (Everingham et al., IJCV 2010), and that of COCO's AP50
+SAME_BOX = 0.01  # pixels between the coordinates of a box and its copy: ten times what rounding to thousandths makes
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,10 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def count_matches(boxes: Boxes, scores: NDArray[np.float64], truth: Boxes, crowd: NDArray[np.bool_]) -> Counts:
-    """How the labels of one image and class meet its truth at an IoU of `MATCH_IOU` or more, by COCO's rules.
+    """How the labels of one image and class meet its truth, by the rule of `match_labels`.
 
-    Labels choose in the order of their scores, equal scores in the order given; each takes the free truth that it
-    overlaps most. A label without a truth of its own that lies in a crowd region counts neither way, and a crowd region
-    is never missed.
+    A label without a truth of its own that lies in a crowd region counts neither way, and a crowd region is never
+    missed.
 
     Args:
         boxes: (N, 4) of the labels.
@@ -58,22 +59,63 @@ def count_matches(boxes: Boxes, scores: NDArray[np.float64], truth: Boxes, crowd
         truth: (M, 4).
         crowd: (M,), True for a region of many objects that are not boxed one by one.
     """
-    taken = np.zeros(np.count_nonzero(~crowd), dtype=np.bool_)
-    ious = box_iou(boxes, truth[~crowd])  # (N, objects)
+    objects = truth[~crowd]
+    right = match_labels(boxes, scores, objects) >= 0  # (N,)
     in_crowd = _share_inside(boxes, truth[crowd]).max(axis=1, initial=0.0) >= MATCH_IOU  # (N,)
-    false_positives = 0
+    found = int(np.count_nonzero(right))
+    return Counts(found, int(np.count_nonzero(~right & ~in_crowd)), len(objects) - found)
+
+
+def match_labels(
+    boxes: Boxes, scores: NDArray[np.float64], truth: Boxes, own: NDArray[np.intp] | None = None
+) -> NDArray[np.intp]:
+    """The object that each label of one image and class stands for: (N,) indices into `truth`, -1 for none.
+
+    COCO's rules: labels choose in the order of their scores, equal scores in the order given; each takes the free
+    object that it overlaps most, at an IoU of `MATCH_IOU` or more.
+
+    Args:
+        boxes: (N, 4) of the labels.
+        scores: (N,) of the labels.
+        truth: (M, 4), no crowd regions.
+        own: (N,), the objects that labels have before any other chooses, as `own_objects` gives them.
+    """
+    matches = np.full(len(boxes), -1, dtype=np.intp) if own is None else own.copy()
+    ious = box_iou(boxes, truth)  # (N, M)
+    ious[:, matches[matches >= 0]] = 0.0
     for label in np.argsort(-scores, kind="stable"):
-        best = _most_overlapped(np.where(taken, 0.0, ious[label]))
+        best = _most_overlapped(ious[label]) if matches[label] < 0 else None
         if best is not None:
-            taken[best] = True
-        elif not in_crowd[label]:
-            false_positives += 1
-    found = int(np.count_nonzero(taken))
-    return Counts(found, false_positives, taken.size - found)
+            matches[label] = best
+            ious[:, best] = 0.0
+    return matches
+
+
+def own_objects(
+    label_ids: Sequence[int | str | None], boxes: Boxes, truth_ids: Sequence[int | str | None], truth: Boxes
+) -> NDArray[np.intp]:
+    """The object that each label was made from: (N,) indices into `truth`, -1 where the label does not tell.
+
+    Labels made from the boxes of the truth keep their annotation ids. By these, two objects in the same box can be told
+    apart; an id alone tells nothing, since every tool counts from 1. None stands for an annotation without an id.
+
+    Args:
+        label_ids: N of them.
+        boxes: (N, 4) of the labels.
+        truth_ids: M of them.
+        truth: (M, 4).
+    """
+    free: dict[int | str | None, int]
+    free = {identifier: place for place, identifier in enumerate(truth_ids) if identifier is not None}
+    own = np.full(len(label_ids), -1, dtype=np.intp)
+    for label, identifier in enumerate(label_ids):
+        if identifier in free and (np.abs(boxes[label] - truth[free[identifier]]) <= SAME_BOX).all():
+            own[label] = free.pop(identifier)
+    return own
 
 
 def _most_overlapped(ious: NDArray[np.float64]) -> int | None:
-    """The truth with the highest IoU at or above the bar, the last one of equals as in pycocotools, or None."""
+    """The object with the highest IoU at or above the bar, the last one of equals as in pycocotools, or None."""
     if not ious.size or ious.max() < MATCH_IOU:
         return None
     return int(np.flatnonzero(ious == ious.max())[-1])

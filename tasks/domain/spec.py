@@ -5,33 +5,26 @@ A TAO Auto-Label spec is one of ours: its keys keep their names, places and mean
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     Field,
-    SerializerFunctionWrapHandler,
     StrictStr,
-    field_serializer,
-    model_serializer,
-    model_validator,
 )
 
 from tasks.domain.spec_fields import (
-    PLACEHOLDER,
-    REQUIREMENT,
     Count,
     NonNegativeInt,
     Refusal,
-    SpecBlock,
     Tao,
     Unused,
-    is_unused,
     refuse,
 )
 from tasks.domain.spec_grounding_dino import GroundingDinoSpec
 from tasks.domain.spec_mal import MalSpec
-from tasks.domain.spec_problems import Problem, examine, masked, shown, spec_error, without_passwords
+from tasks.domain.spec_problems import Problem, examine, shown, spec_error
+from tasks.domain.spec_root import SpecRoot
 
 # What each pipeline reads; the block of the other one may hold anything well-formed, placeholders too.
 _BLOCKS = {
@@ -47,7 +40,7 @@ def _each_once(gpu_ids: tuple[int, ...]) -> tuple[int, ...]:
     return gpu_ids
 
 
-class ExperimentSpec(SpecBlock):
+class ExperimentSpec(SpecRoot):
     """A run: which pipeline, where its results go, and how fast."""
 
     autolabel_type: Tao[Literal["grounding_dino", "mal", "grounding_dino+mal"]] = "mal"
@@ -66,27 +59,19 @@ class ExperimentSpec(SpecBlock):
     """Where the results go: a local path (relative to where the command runs) or an fsspec URL. Required."""
     cache_dir: StrictStr | None = None
     """Where the artifacts of the steps are kept for reuse, path or fsspec URL. Empty: `cache` in `results_dir`."""
-    storage_options: dict[str, Any] = Field(default_factory=dict, repr=False)
-    """Passed to fsspec for every URL: credentials, endpoints. Its values are secrets and shown nowhere."""
     shard_size: Count = 64
     """Images that one task handles and one artifact holds, on average: a task worth tens of seconds. Never changes a
     label."""
     grounding_dino: Tao[GroundingDinoSpec] = Field(default_factory=GroundingDinoSpec)
     mal: Tao[MalSpec] = Field(default_factory=MalSpec)
 
-    @field_serializer("storage_options", when_used="json")
-    def _without_secrets(self, options: Mapping[str, Any]) -> Any:
-        # Prefect keeps the JSON of a flow's parameters in its database and shows it in its UI.
-        return masked(options)
+    def requirements(self) -> Iterator[Refusal]:
+        """What the pipeline that is asked for lacks."""
+        return _missing(self)
 
-    @model_serializer(mode="wrap", when_used="json")
-    def _without_passwords(self, serialize: SerializerFunctionWrapHandler) -> Any:
-        return without_passwords(serialize(self))
-
-    @model_validator(mode="after")
-    def _is_complete(self) -> Self:
-        refuse([*_placeholders(self), *_missing(self)], REQUIREMENT)
-        return self
+    def blocks_not_read(self) -> frozenset[str]:
+        """The block of the other pipeline, where only one is asked for."""
+        return frozenset({"grounding_dino", "mal"}.difference(_BLOCKS[self.autolabel_type]))
 
     @property
     def image_roots(self) -> tuple[str, ...]:
@@ -96,12 +81,21 @@ class ExperimentSpec(SpecBlock):
         image_dir = self.grounding_dino.dataset.image_dir or ()
         return (image_dir,) if isinstance(image_dir, str) else image_dir
 
-    def unused_keys(self) -> list[str]:
-        """The keys that the user has set and that nothing here reads, dotted and sorted.
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints of the models that are asked."""
+        asked = {"grounding_dino": self.grounding_dino.checkpoint, "mal": self.mal.checkpoint}
+        return tuple(str(asked[block]) for block in _BLOCKS[self.autolabel_type])
 
-        A block of which nothing is read stands for all of its keys.
-        """
-        return sorted(_unused(self, ""))
+    @property
+    def makes_boxes(self) -> bool:
+        """Whether a detector is asked."""
+        return "grounding_dino" in _BLOCKS[self.autolabel_type]
+
+    @property
+    def makes_masks(self) -> bool:
+        """Whether a segmenter is asked."""
+        return "mal" in _BLOCKS[self.autolabel_type]
 
 
 def validate_spec(data: Mapping[str, Any]) -> ExperimentSpec:
@@ -119,34 +113,12 @@ def examine_spec(data: object) -> tuple[ExperimentSpec | None, tuple[Problem, ..
     return examine(ExperimentSpec, data)
 
 
-def _placeholders(spec: ExperimentSpec) -> Iterator[Refusal]:
-    other_blocks = {"grounding_dino", "mal"} - set(_BLOCKS[spec.autolabel_type])
-    for loc in _placeholders_in(spec, ()):
-        if loc[0] not in other_blocks:
-            yield Refusal(loc, PLACEHOLDER, "your own value")
-
-
-def _placeholders_in(value: object, loc: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
-    if value == PLACEHOLDER:
-        yield loc
-    elif isinstance(value, SpecBlock):
-        for name, field in type(value).model_fields.items():
-            if not is_unused(field):
-                yield from _placeholders_in(getattr(value, name), (*loc, name))
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _placeholders_in(item, (*loc, index))
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _placeholders_in(item, (*loc, key))
-
-
 def _missing(spec: ExperimentSpec) -> Iterator[Refusal]:
     if not spec.results_dir:
         yield Refusal(("results_dir",), None, "a folder or URL for the results")
-    if "grounding_dino" in _BLOCKS[spec.autolabel_type]:
+    if spec.makes_boxes:
         yield from _missing_for_boxes(spec.grounding_dino)
-    if "mal" in _BLOCKS[spec.autolabel_type]:
+    if spec.makes_masks:
         yield from _missing_for_masks(spec)
 
 
@@ -170,17 +142,10 @@ def _missing_for_masks(spec: ExperimentSpec) -> Iterator[Refusal]:
     because = f"(`autolabel_type` is {spec.autolabel_type})"
     inference = spec.mal.inference
     if not spec.mal.checkpoint:
-        yield Refusal(("mal", "checkpoint"), None, f"a MAL checkpoint {because}")
+        examples = "e.g. bundled:mal_scenes, or with `segmenter: sam` facebook/sam-vit-base, with `sam2` "
+        expected = f"a segmenter {because}, {examples}facebook/sam2.1-hiera-tiny"
+        yield Refusal(("mal", "checkpoint"), None, expected)
     if spec.autolabel_type == "mal" and not inference.ann_path:
         yield Refusal(("mal", "inference", "ann_path"), None, f"the COCO JSON with the boxes {because}")
     if spec.autolabel_type == "mal" and not inference.img_dir:
         yield Refusal(("mal", "inference", "img_dir"), None, f"the folder of the images {because}")
-
-
-def _unused(block: SpecBlock, prefix: str) -> Iterator[str]:
-    for name in block.model_fields_set:
-        value = getattr(block, name)
-        if is_unused(type(block).model_fields[name]):
-            yield prefix + name
-        elif isinstance(value, SpecBlock):
-            yield from _unused(value, f"{prefix}{name}.")

@@ -2,10 +2,23 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr
 
-from tasks.domain.spec_fields import Count, NonNegative, NonNegativeInt, PathOrName, Share, SpecBlock, Tao, Unused
+from tasks.domain.spec_fields import (
+    Count,
+    NonNegative,
+    NonNegativeInt,
+    PathOrName,
+    Refusal,
+    Share,
+    SpecBlock,
+    Tao,
+    Unused,
+    refuse,
+)
 from tasks.domain.spec_tao import MalTrainSpec
+
+PATCH = 16  # pixels; the side of a patch of the vision transformers, but for the 14 of `huge`
 
 
 class MalInferenceSpec(SpecBlock):
@@ -16,9 +29,10 @@ class MalInferenceSpec(SpecBlock):
     img_dir: Tao[StrictStr] = ""
     """Folder of the images in `ann_path`. Required for `autolabel_type: mal`."""
     label_dump_path: Tao[StrictStr] = "instances_val2017_mal.json"
-    """COCO JSON with the masks, relative to `results_dir`; an absolute path is taken as it is."""
+    """COCO JSON with the masks, relative to `results_dir`; an absolute path or a URL is taken as it is. The masks of a
+    detection go into its `annotations.json`."""
     load_mask: Tao[StrictBool] = False
-    """Compare with the masks in `ann_path`, and write the IoU to every annotation."""
+    """Compare with the masks in `ann_path`: an annotation that has one there gets the `iou` of both."""
     batch_size: Unused[Count] = 3
     """TAO overwrites it with the top-level `batch_size`."""
     num_gpus: Unused[Count] = 1
@@ -30,7 +44,7 @@ class MalInferenceSpec(SpecBlock):
 
 
 class MalEvaluateSpec(SpecBlock):
-    """TAO's evaluation of MAL, which forces the four switches off when it labels."""
+    """TAO's evaluation of MAL, which forces the four switches off when it labels. Ours: `weights` and `flip_test`."""
 
     use_mixed_model_test: Unused[StrictBool] = False
     use_teacher_test: Unused[StrictBool] = False
@@ -45,11 +59,20 @@ class MalEvaluateSpec(SpecBlock):
     results_dir: Unused[StrictStr | None] = None
 
 
+def _in_whole_patches(crop_size: int) -> int:
+    if crop_size % PATCH:
+        refuse(
+            [Refusal((), crop_size, f"a multiple of {PATCH}: the network looks at patches of {PATCH} x {PATCH} pixels")]
+        )
+    return crop_size
+
+
 class MalDatasetSpec(SpecBlock):
     """The crop that MAL looks at, and the data that TAO's trainer reads."""
 
-    crop_size: Tao[Annotated[StrictInt, Field(ge=256)]] = 512
-    """Side of the square crop around a box that the network sees, in pixels."""
+    crop_size: Tao[Annotated[StrictInt, Field(ge=32), AfterValidator(_in_whole_patches)] | None] = None
+    """Side of the square crop around a box that the network sees, in pixels: a multiple of 16. Empty: what the
+    checkpoint says (512 in the published ones, which is TAO's default)."""
     type: Unused[Literal["coco"]] = "coco"
     train_ann_path: Unused[StrictStr] = ""
     train_img_dir: Unused[StrictStr] = ""
@@ -61,35 +84,48 @@ class MalDatasetSpec(SpecBlock):
     load_mask: Unused[StrictBool] = True
 
 
-class MalModelSpec(SpecBlock):
-    """The network; it must fit the checkpoint."""
+Arch = Literal["vit-deit-tiny/16", "vit-deit-small/16", "vit-mae-base/16", "vit-mae-large/16", "vit-mae-huge/14"]
 
-    arch: Tao[
-        Literal["vit-deit-tiny/16", "vit-deit-small/16", "vit-mae-base/16", "vit-mae-large/16", "vit-mae-huge/14"]
-    ] = "vit-mae-base/16"
-    """Vision transformer that looks at the crop."""
-    mask_head_num_convs: Tao[Count] = 4
-    """Convolutions of the mask head."""
-    mask_head_hidden_channel: Tao[Count] = 256
-    """Channels between them."""
-    mask_head_out_channel: Tao[Count] = 256
-    """Channels of their result, and of the query that it is compared with."""
-    not_adjust_scale: Tao[StrictBool] = False
-    """Resize the feature map by `mask_scale_ratio_pre` in place of by the area of the box."""
-    mask_scale_ratio_pre: Tao[Count] = 1
-    """Factor before the mask head, with `not_adjust_scale`."""
-    mask_scale_ratio: Tao[NonNegative] = 2.0
-    """Factor before the last convolution of the mask head."""
+
+class MalModelSpec(SpecBlock):
+    """What the checkpoint cannot tell of the network; its sizes are read off its tensors."""
+
+    arch: Tao[Arch | None] = None
+    """Vision transformer that looks at the crop; a checkpoint of another one is refused. Empty: any."""
+    not_adjust_scale: Tao[StrictBool | None] = None
+    """Resize the feature map by `mask_scale_ratio_pre` in place of by the area of the box. Empty: what the checkpoint
+    says, which only our own do; false for those of NVlabs and TAO, which is TAO's default."""
+    mask_scale_ratio_pre: Tao[Count | None] = None
+    """Factor before the mask head, with `not_adjust_scale`. Empty: what the checkpoint says, else 1."""
+    mask_scale_ratio: Tao[NonNegative | None] = None
+    """Factor before the last convolution of the mask head. Empty: what the checkpoint says, else 2."""
+    mask_head_num_convs: Unused[Count] = 4
+    mask_head_hidden_channel: Unused[Count] = 256
+    mask_head_out_channel: Unused[Count] = 256
     vit_dpr: Unused[Share] = 0
     frozen_stages: Unused[tuple[StrictInt, ...]] = (-1,)
     teacher_momentum: Unused[Share] = 0.996
 
 
 class MalSpec(SpecBlock):
-    """Boxes to masks with the Mask Auto-Labeler."""
+    """Boxes to masks with the Mask Auto-Labeler, or with Segment Anything."""
 
     checkpoint: Tao[PathOrName | None] = None
-    """MAL checkpoint. Required when `autolabel_type` includes `mal`."""
+    """The segmenter: of MAL a `.pth`, `.pt` or `.ckpt` file of NVlabs or TAO, or a folder of `autolabel train-mal`; of
+    Segment Anything a Hugging Face hub id or folder (`facebook/sam-vit-base`, `facebook/sam2.1-hiera-tiny`); or
+    `bundled:mal_scenes`, which ships. Required when `autolabel_type` includes `mal`."""
+    segmenter: Literal["mal", "sam", "sam2"] = "mal"
+    """What kind of checkpoint that is: Mask Auto-Labeler, Segment Anything, or Segment Anything 2."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """Arithmetic of the segmenter; fp16 and bf16 need a GPU, and change masks."""
+    clip_to_box: StrictBool = True
+    """Masks end at their boxes."""
+    weights: Literal["student", "teacher", "mixed"] = "student"
+    """Which network of a MAL checkpoint answers, or both, averaged. TAO labels with the student."""
+    flip_test: StrictBool = False
+    """Look at the mirrored crop, too, and average (MAL)."""
+    visualize: StrictBool = False
+    """Draw the masks into a picture of every image, in `images_annotated`."""
     inference: Tao[MalInferenceSpec] = Field(default_factory=MalInferenceSpec)
     dataset: Tao[MalDatasetSpec] = Field(default_factory=MalDatasetSpec)
     model: Tao[MalModelSpec] = Field(default_factory=MalModelSpec)

@@ -7,9 +7,10 @@ from typing import Any
 
 from tasks.domain.aggregation import Aggregated
 from tasks.domain.annotations import LabelledImage
-from tasks.domain.artifacts import Json
+from tasks.domain.artifacts import ArtifactRef, Json
 from tasks.domain.detections import Candidates
 from tasks.domain.iteration import Progress
+from tasks.domain.mask_outcomes import NoMask
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,7 @@ class RunRecord:
     `spec` has its secrets masked; `digests` name the models by content; `versions` the packages that took part.
     `without_prompt` counts images that no line of the prompt file names: they were not part of the data set.
     `undrawn` counts images whose picture could not be made; their labels stand. `device` is where inference ran.
+    `labels` refers to the labels in the store: masks are made from them, and not from the file in `results_dir`.
     """
 
     spec: Mapping[str, Json]
@@ -173,11 +175,68 @@ class RunRecord:
     device: str
     without_prompt: int
     undrawn: int
+    labels: ArtifactRef
 
     def to_json(self) -> dict[str, Json]:
         """The JSON object of `run.json`."""
         return {
             **{name: getattr(self, name) for name in _PLAIN},
             "images": asdict(self.images),
+            "labels": asdict(self.labels),
             "iterations": [iteration.to_json() for iteration in self.iterations],
+        }
+
+
+@dataclass(frozen=True)
+class MaskCounts:
+    """How many boxes there were, how many got a mask, and for which kinds of reasons the others have none."""
+
+    boxes: int
+    masks: int
+    without_mask: Mapping[NoMask, int]
+
+
+@dataclass(frozen=True)
+class MaskSummary:
+    """What making masks brought and cost: `boxes_forwarded` went through the segmenter in this run."""
+
+    counts: MaskCounts
+    boxes_forwarded: int
+    shards: int
+    reused_shards: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Json]:
+        """The object in `run.json`, the counts flat beside the rest."""
+        rest = {name: value for name, value in asdict(self).items() if name != "counts"}
+        return {**asdict(self.counts), **rest}
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """What `run.json` holds of a run that makes masks; after a detection it is added to what that left there.
+
+    `spec`, `digests`, `versions`, `device` and `undrawn` are as in RunRecord. `images` counts an image as failed that
+    could not be used for masks, with or without labels.
+    """
+
+    spec: Mapping[str, Json]
+    digests: Mapping[str, str]
+    versions: Mapping[str, str]
+    device: str
+    masks: MaskSummary
+    images: ImageStates
+    undrawn: int
+
+    def added_to(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """The JSON object of `run.json`, where `before` is what a detection left; empty where there was none."""
+        return {
+            **before,
+            "spec": self.spec,
+            "digests": {**before.get("digests", {}), **self.digests},
+            "versions": self.versions,
+            "device": self.device,
+            "undrawn": self.undrawn,
+            "masks": self.masks.to_json(),
+            "images": asdict(self.images),
         }

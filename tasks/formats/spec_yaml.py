@@ -1,16 +1,18 @@
 """Experiment specs as YAML text, and the `key.sub=value` overrides of their keys."""
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import yaml
 
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Json
-from tasks.domain.spec import ExperimentSpec, examine_spec
+from tasks.domain.spec import ExperimentSpec
 from tasks.domain.spec_fields import SpecBlock, is_unused
-from tasks.domain.spec_problems import SECRET_KEYS, Problem, masked, spec_error, without_passwords
+from tasks.domain.spec_problems import SECRET_KEYS, Problem, examine, masked, shown, spec_error, without_passwords
+
+Spec = TypeVar("Spec", bound=SpecBlock)
 
 # YAML 1.1, which PyYAML reads, takes 2e-4 for text; YAML 1.2 (section 10.3.2) and OmegaConf, which reads TAO's specs,
 # take it for a number.
@@ -18,22 +20,34 @@ _FLOAT_WITHOUT_POINT = re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$")
 
 
 def parse_spec(text: str, overrides: Sequence[str] = (), *, source: str) -> ExperimentSpec:
+    """The experiment spec in the YAML `text` after the `overrides`; see `parse_root`."""
+    return parse_root(ExperimentSpec, text, overrides, source=source)
+
+
+def parse_root(kind: type[Spec], text: str, overrides: Sequence[str] = (), *, source: str) -> Spec:
     """The spec in the YAML `text` after the `overrides`. Raises SpecError with every problem; `source` names the text.
 
-    An override is `key.sub=value`: the value is YAML (types, quotes, lists and spaces as there), and a number in the
-    key is an index, counted from 0, into a list that is in the text. A later override goes before an earlier one.
+    `kind` is the outermost block of such specs. An override is `key.sub=value`: the value is YAML (types, quotes, lists
+    and spaces as there), and a number in the key is an index, counted from 0, into a list that is in the text. A later
+    override goes before an earlier one.
     """
     problems: list[Problem] = []
     data = _read_yaml(text, problems)
     for override in overrides:
         data = _overridden(data, override, problems)
-    spec, more = (None, ()) if data is None else examine_spec(data)
+    spec, more = (None, ()) if data is None else _examined(kind, data)
     if spec is None or problems:
         raise spec_error(source, [*problems, *more])
     return spec
 
 
-def spec_as_dict(spec: ExperimentSpec) -> dict[str, Json]:
+def _examined(kind: type[Spec], data: object) -> tuple[Spec | None, tuple[Problem, ...]]:
+    if not isinstance(data, Mapping):
+        return None, (Problem("", f"found {shown((), data)}, expected a block of keys"),)
+    return examine(kind, data)
+
+
+def spec_as_dict(spec: SpecBlock) -> dict[str, Json]:
     """`spec` as JSON-able values, with the values of `storage_options` and the passwords in URLs masked.
 
     It holds every key that something here reads, defaults too, and of the others those that the user has set.

@@ -1,19 +1,25 @@
-"""A detector that sees labels painted into pictures: for tests, documentation, and runs about scale, not accuracy.
+"""Models without weights: for tests, documentation, and runs about scale, not accuracy.
 
-`paint("cat", 0.8)` is a colour; every patch of exactly that colour in an image is a cat with score 0.8.
+The detector sees labels painted into pictures: `paint("cat", 0.8)` is a colour; every patch of exactly that colour in
+an image is a cat with score 0.8. The segmenter takes every object for the ellipse that its box encloses.
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.domain.boxes import Boxes
 from tasks.domain.detections import Candidates
+from tasks.domain.masks import Mask
 from tasks.domain.prompts import Caption, clean_phrase, plan_captions
+from tasks.formats.rle import encode_patch
 from tasks.models.postprocessing import in_order
 
+SMALLEST_OBJECT = 3  # pixels; the fake segmenter sees nothing in a box with a shorter side
 _FIRST_WORD = 2_000  # above every special token of the vocabulary that captions are made for
 
 
@@ -46,6 +52,50 @@ class FakeDetector:
         for prompt in prompts:
             self.captions(prompt)  # refuses what cannot be asked
         return [_seen(image, tuple(prompt), keep_floor) for image, prompt in zip(images, prompts, strict=True)]
+
+
+class FakeSegmenter:
+    """A `Segmenter` without weights: an object is the ellipse inscribed in its box.
+
+    A pixel belongs to it where its centre does. There is no object in a box with a side under SMALLEST_OBJECT. The
+    quality grows with the shorter side of the box: the thinner an object, the less sure its outline.
+    """
+
+    @property
+    def digest(self) -> str:
+        """64 hexadecimal digits, the same for every fake segmenter."""
+        return hashlib.sha256(b"fake segmenter, version 1").hexdigest()
+
+    def segment(
+        self, images: Sequence[NDArray[np.uint8]], boxes: Sequence[Boxes], *, batch_size: int = 1
+    ) -> list[list[Mask | None]]:
+        """The ellipses in the boxes of each image, as `Segmenter.segment` gives masks; `batch_size` has no effect.
+
+        Raises:
+            ValueError: A box leaves its image, or has no area: a segmenter is not to be asked about it.
+        """
+        del batch_size
+        return [
+            [_ellipse(box, *image.shape[:2]) for box in of_image.tolist()]
+            for image, of_image in zip(images, boxes, strict=True)
+        ]
+
+
+def _ellipse(box: Sequence[float], height: int, width: int) -> Mask | None:
+    left, top, right, bottom = box
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"found the box {box} in an image of {width} x {height}, expected one inside and with an area")
+    shorter = min(right - left, bottom - top)
+    if shorter < SMALLEST_OBJECT:
+        return None
+    first_x, first_y = int(left), int(top)
+    xs = np.arange(first_x, math.ceil(right)) + 0.5  # centres of pixels
+    ys = np.arange(first_y, math.ceil(bottom)) + 0.5
+    across = (2 * xs - left - right) / (right - left)  # from -1 to 1
+    down = (2 * ys - top - bottom) / (bottom - top)
+    patch = across**2 + down[:, None] ** 2 <= 1  # (h, w)
+    counts = encode_patch(patch, first_x, first_y, height, width)
+    return Mask(height, width, counts, int(patch.sum()), round(1 - 1 / shorter, 4))
 
 
 @lru_cache(maxsize=65_536)

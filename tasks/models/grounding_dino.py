@@ -8,7 +8,6 @@ its neighbours.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +20,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from tasks.domain.artifacts import canonical_json
 from tasks.domain.detections import Candidates
-from tasks.domain.errors import CheckpointError, SpecError
+from tasks.domain.errors import CheckpointError
 from tasks.domain.prompts import (
     CLS,
     FULL_STOP,
@@ -42,10 +41,11 @@ from tasks.models.checkpoint_files import (
     locate_tokenizer,
     read_settings,
 )
-from tasks.models.grounding_dino_checkpoints import UNREADABLE
+from tasks.models.devices import autocast, refuse_device
 from tasks.models.grounding_dino_weights import load_model
 from tasks.models.postprocessing import Answer, candidates_of
 from tasks.models.preprocessing import Preprocessing, Pyramid, grown_until_workable, read_preprocessing
+from tasks.models.quiet_transformers import UNREADABLE
 
 VERSION = 1  # of the rules in this file that change boxes or scores; part of the digest
 
@@ -58,7 +58,6 @@ _VOCABULARY = {
     ".": FULL_STOP,
     "?": QUESTION_MARK,
 }
-_HALF = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class GroundingDinoOptions(TypedDict, total=False):
@@ -196,7 +195,8 @@ class GroundingDinoDetector:
         device = self.model.device
         ids, attention_mask = _pad([caption.input_ids for caption in captions])  # (B, T) each
         values = torch.from_numpy(np.stack(pixels)).to(device)  # (B, 3, h, w)
-        with torch.inference_mode(), self._autocast():
+        # Whole models in bf16 move boxes by pixels.
+        with torch.inference_mode(), autocast(self._precision):
             outputs = self.model(
                 pixel_values=values,
                 pixel_mask=torch.ones(values.shape[0], *values.shape[2:], dtype=torch.long, device=device),
@@ -213,11 +213,6 @@ class GroundingDinoDetector:
             Answer(caption, score[:, : len(caption.input_ids)], box)
             for caption, score, box in zip(captions, scores, boxes, strict=True)
         ]
-
-    def _autocast(self) -> Any:
-        """Half precision where it is safe, around weights that stay fp32: whole models in bf16 move boxes by pixels."""
-        dtype = _HALF.get(self._precision)
-        return nullcontext() if dtype is None else torch.autocast("cuda", dtype=dtype)
 
 
 def load_grounding_dino(
@@ -326,21 +321,6 @@ def _tokenizer_from(folder: Path) -> Any:
         raise CheckpointError(
             f"{folder} holds no tokenizer that can be read ({error}); give one as tokenizer"
         ) from error
-
-
-def refuse_device(device: str, precision: str) -> None:
-    """Raise SpecError where torch cannot use the device, or not with this precision."""
-    try:
-        kind = torch.device(device).type
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        raise SpecError(f"device {device!r} cannot be used ({str(error).splitlines()[0]}); use cpu") from error
-    if precision not in ("fp32", *_HALF):
-        raise SpecError(f"precision {precision!r} is not known; expected fp32, fp16 or bf16")
-    if precision in _HALF and kind != "cuda":
-        raise SpecError(
-            f"precision {precision} needs a CUDA device; on {device}, half precision gives wrong numbers; use fp32"
-        )
 
 
 def _pad(rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

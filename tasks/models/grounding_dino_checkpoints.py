@@ -7,38 +7,20 @@ has not the depths of everybody else's.
 """
 
 import math
-import pickle
 import re
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import BertConfig, GroundingDinoConfig, MMGroundingDinoConfig, PreTrainedConfig, SwinConfig
 
 from tasks.domain.errors import CheckpointError
-
-Tensors: TypeAlias = dict[str, Tensor]
+from tasks.models.quiet_transformers import UNREADABLE
+from tasks.models.tensor_files import Tensors, listed, load_safetensors, unpickle
 
 LOG_SCALE_AUTO = "log_scale_auto"
-
-# What reading a damaged or foreign file raises, over torch, safetensors and transformers.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    RuntimeError,
-    LookupError,
-    TypeError,
-    SafetensorError,
-    StrictDataclassError,
-)
-_LISTED = 8  # tensors that an error message names
 
 # Prefixes that trainers add: DistributedDataParallel "module.", Lightning and TAO "model." up to four times.
 _PREFIX = re.compile(r"^((module|model)\.)+")
@@ -154,7 +136,7 @@ def read_original(path: Path) -> Tensors:
     Raises:
         CheckpointError: the file is damaged or encrypted, or holds more than tensors.
     """
-    content = _load_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    content = load_safetensors(path) if path.suffix == ".safetensors" else unpickle(path)
     tensors = content.get("model", content.get("state_dict", content))
     if "state_dict_encrypted" in content or isinstance(tensors, bytes):
         raise CheckpointError(f"checkpoint {path} is encrypted; save it in TAO without an encryption key")
@@ -307,37 +289,3 @@ def _count(tensors: Iterable[str], numbered: str) -> int:
 def _all_equal(tensors: Mapping[str, Tensor], pattern: str) -> bool:
     first, *others = [tensor for key, tensor in sorted(tensors.items()) if re.fullmatch(pattern, key)]
     return all(torch.equal(first, other) for other in others)
-
-
-# Reading
-
-
-def _unpickle(path: Path) -> Mapping[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path} holds more than tensors, or is damaged ({str(error).splitlines()[0]}), and is not "
-            "opened because a pickle can run code; if you trust it, save its tensors alone: "
-            "torch.save({'model': torch.load(old, weights_only=False)['state_dict']}, new)"
-        ) from error
-    except UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({error}); fetch it again") from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"checkpoint {path} holds {type(content).__name__}; expected tensors by name")
-    return content
-
-
-def _load_safetensors(path: Path) -> Mapping[str, Any]:
-    try:
-        tensors: Tensors = load_file(path)
-    except UNREADABLE as error:
-        raise CheckpointError(f"checkpoint {path} cannot be read ({error}); fetch it again") from error
-    return tensors
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first names in order, and how many more there are."""
-    ordered = sorted(names)
-    more = f" and {len(ordered) - _LISTED} more" if len(ordered) > _LISTED else ""
-    return ", ".join(ordered[:_LISTED]) + more

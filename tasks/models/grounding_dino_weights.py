@@ -2,9 +2,7 @@
 
 import copy
 import pickle
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,12 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging as transformers_logging
 
 from tasks.domain.errors import CheckpointError
 from tasks.models.checkpoint_files import CheckpointFiles
-from tasks.models.grounding_dino_checkpoints import UNREADABLE, Tensors, listed, read_original, to_hub_names
+from tasks.models.grounding_dino_checkpoints import read_original, to_hub_names
+from tasks.models.quiet_transformers import UNREADABLE, quiet_transformers
+from tasks.models.tensor_files import Tensors, listed
 
 BACKBONES = ("swin", "convnextv2")  # of the published checkpoints, and of the one that ships
 _MODELS = {
@@ -64,7 +63,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 def _instantiate(name: str, folder: Path | None, config: PreTrainedConfig, tensors: Tensors | None) -> PreTrainedModel:
     model_class = _model_class(name, config)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = model_class.from_pretrained(
                 folder,
                 config=config,
@@ -118,19 +117,3 @@ def _refuse_eager_text(name: str, model: PreTrainedModel) -> None:
             f"checkpoint {name} asks for {attention!r} attention, which mixes up the phrases; "
             "remove attn_implementation from its config"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No progress bars, reports and advice on standard error; what they would say is checked, or cannot be helped."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="You'd better set embed_dim")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 Run = subprocess.CompletedProcess[str]
 
-COMMANDS = ("generate", "plan", "demo", "evaluate")
+COMMANDS = ("generate", "plan", "demo", "evaluate", "train-mal")
 FRAMEWORKS = ("torch", "transformers", "prefect")
 CAT, LIGHT = (10, 10, 60, 50), (80, 10, 140, 50)
 SECRET = "correct-horse-battery"
@@ -186,9 +186,20 @@ REFUSED_RUNS = {
     "no checkpoint": (["grounding_dino.checkpoint=../no/such.pth"], ["../no/such.pth does not exist"]),
     "a hub id, offline": (["grounding_dino.checkpoint=nobody/no-such-model"], ["nobody/no-such-model", "hub"]),
     "an encrypted checkpoint": (["grounding_dino.checkpoint=../encrypted.tlt"], ["encrypted.tlt is an encrypted"]),
-    "masks alone": (
-        ["autolabel_type=mal", "mal={checkpoint: mal.pth, inference: {ann_path: boxes.json, img_dir: ../images}}"],
-        ["autolabel_type: found 'mal', expected 'grounding_dino'"],
+    "masks without boxes": (
+        ["autolabel_type=mal", "mal={checkpoint: fake, inference: {ann_path: no/boxes.json, img_dir: ../images}}"],
+        ["boxes.json", "was not found in no"],
+    ),
+    "masks over the boxes": (
+        [
+            "autolabel_type=mal",
+            "mal={checkpoint: fake, inference: {ann_path: a.json, img_dir: ../images, label_dump_path: ../a.json}}",
+        ],
+        ["label_dump_path: found ../a.json, which is ann_path"],
+    ),
+    "no segmenter": (
+        ["autolabel_type=grounding_dino+mal", "mal.checkpoint=../no/such.pth"],
+        ["../no/such.pth does not exist"],
     ),
 }
 
@@ -284,6 +295,7 @@ def test_status_json_ends_in_success_though_some_images_failed(session):
 
 @pytest.mark.prefect
 def test_d23_overrides_are_honoured_with_several_gpus(session):
+    """D-23, MAL-22: TAO's launcher drops them."""
     spec = json.loads((session.results / "run.json").read_text())["spec"]
     assert (spec["gpu_ids"], spec["results_dir"]) == ([0, 1], RESULTS)
     assert not (session.results.parent / "not here").exists()

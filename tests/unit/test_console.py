@@ -7,6 +7,7 @@ import pytest
 
 from flows import console
 from flows.plan import Plan
+from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.summary import ImageStates, IterationSummary, RunRecord, ShardCounts
 from tasks.evaluate import evaluate_boxes
 
@@ -48,6 +49,7 @@ def test_names_of_missing_classes_are_shown_as_they_are(capsys: pytest.CaptureFi
         device="cpu",
         without_prompt=0,
         undrawn=0,
+        labels=ArtifactRef("labels", "0" * 64, "0" * 64),
     )
     console.print_run(record)
     text = shown(capsys)
@@ -66,6 +68,7 @@ def test_captions_of_a_plan_are_shown_as_they_are(capsys: pytest.CaptureFixture[
         caption_texts=tuple((name, 5) for name in NAMES),
         iterations=(),
         stop=None,
+        labels=None,
     )
     console.print_plan(plan)
     text = shown(capsys)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.auto_label import in_batches
 from flows.settings import TASKS_PER_STEP
+from flows.task_runs import in_batches
 
 
 @given(st.integers(0, 10_000))

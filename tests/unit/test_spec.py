@@ -154,6 +154,7 @@ def test_boxes_need_a_detector_images_and_names() -> None:
 
 
 def test_masks_alone_need_a_checkpoint_boxes_and_images() -> None:
+    """MAL-13: MAL does not detect; users asked why it wants boxes."""
     paths = [line.partition(":")[0] for line in problems_of({"results_dir": "r"})]
     assert paths == ["mal.checkpoint", "mal.inference.ann_path", "mal.inference.img_dir"]
 

@@ -20,7 +20,7 @@ grounding_dino:
   dataset: {image_dir: images, class_names: [car]}
 """
 FILLED_IN = {
-    "box2seg": ["results_dir=r", "mal.checkpoint=c", "mal.inference.ann_path=a", "mal.inference.img_dir=i"],
+    "box2seg": ["results_dir=r", "mal.inference.ann_path=a", "mal.inference.img_dir=i"],
     "demo": [],
     "text2box": ["results_dir=r", "grounding_dino.dataset.image_dir=i"],
     "text2box_grounding": [
@@ -28,6 +28,7 @@ FILLED_IN = {
         "grounding_dino.dataset.image_dir=i",
         "grounding_dino.dataset.noun_chunk_path=n",
     ],
+    "text2seg": ["results_dir=r", "grounding_dino.dataset.image_dir=i"],
 }
 
 
@@ -68,7 +69,7 @@ def test_overrides_apply_to_a_spec_that_ships() -> None:
 
 @pytest.mark.parametrize("name", ["nothing", "demo.yml", "./demo", "specs/demo", "", "."])
 def test_a_spec_that_is_not_there_is_an_error_that_lists_those_that_ship(name: str) -> None:
-    with pytest.raises(SpecError, match=r"Specs that ship: box2seg, demo, text2box, text2box_grounding\."):
+    with pytest.raises(SpecError, match=r"Specs that ship: box2seg, demo, text2box, text2box_grounding, text2seg\."):
         read_spec(name)
 
 

@@ -1,0 +1,113 @@
+"""Boxes to masks: from a COCO file of any tool, or from the labels of a detection."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+from prefect import flow
+
+from flows.mask_inputs import MaskInputs, mask_inputs_of
+from flows.run_inputs import versions
+from flows.status_file import status_file
+from flows.task_runs import ONE_AT_A_TIME, in_batches
+from tasks.boxed_shards import BoxedShard
+from tasks.domain.addresses import without_password
+from tasks.domain.artifacts import ArtifactRef
+from tasks.domain.errors import SpecError
+from tasks.domain.spec import ExperimentSpec
+from tasks.domain.summary import MaskRecord, MaskSummary
+from tasks.export_masks import MaskedShard, export_masks
+from tasks.formats.spec_yaml import spec_as_dict
+from tasks.index_images import index_named_images
+from tasks.progress import begin
+from tasks.results import refuse_foreign_results
+from tasks.segment import SegmentedShard, segment
+from tasks.shard_boxes import BoxesDataset, shard_boxes, shard_labels
+from tasks.store import Folder, MissingFileError
+
+RUN_FILE = "run.json"
+
+
+@flow(name="segment-masks", task_runner=ONE_AT_A_TIME, persist_result=False)
+def segment_masks(spec: ExperimentSpec, labels: ArtifactRef | None = None) -> MaskRecord:
+    """Give every box a mask, and leave labels, pictures and the run record in the `results_dir` of the spec.
+
+    With `autolabel_type: mal` the boxes are those of `mal.inference.ann_path`. Otherwise they are the `labels` of a
+    detection, by default of the one that left its `run.json` in `results_dir`.
+    """
+    results = Folder(spec.results_dir, spec.storage_options)
+    refuse_foreign_results(results)
+    with status_file(results):
+        run = mask_inputs_of(spec)
+        before = _detection(spec, results, labels)
+        dataset, shards = boxed_shards(run, before)
+        started = time.perf_counter()
+        begin("segment", dataset.images)
+        made = segment_all(run, shards)
+        seconds = round(time.perf_counter() - started, 3)
+        masked = [MaskedShard(boxes, done.masks) for boxes, done in zip(shards, made, strict=True)]
+        delivered = export_masks.submit(run.export, dataset.head, masked).result()
+        record = MaskRecord(
+            spec=spec_as_dict(spec),
+            digests={"segmenter": run.question.digest},
+            versions=versions(),
+            device=run.place.device,
+            masks=MaskSummary(
+                counts=delivered.counts,
+                boxes_forwarded=sum(shard.forwarded for shard in made),
+                shards=len(made),
+                reused_shards=sum(shard.reused for shard in made),
+                seconds=seconds,
+            ),
+            images=delivered.images,
+            undrawn=delivered.undrawn,
+        )
+        results.write(RUN_FILE, json.dumps(record.added_to(before), indent=2).encode())
+        return record
+
+
+def boxed_shards(run: MaskInputs, detection: dict[str, Any]) -> tuple[BoxesDataset, list[BoxedShard]]:
+    """The data set and its shards: the labels of a detection, or the COCO file with an index of the images it names."""
+    if detection:
+        dataset = shard_labels.submit(run.store, ArtifactRef(**detection["labels"])).result()
+        return dataset, [BoxedShard(ref) for ref in dataset.shards]
+    dataset = shard_boxes.submit(run.store, run.boxes, run.spec.shard_size).result()
+    indexes = index_named_images.submit(run.place.source, run.store, dataset.shards).result()
+    return dataset, [BoxedShard(ref, index) for ref, index in zip(dataset.shards, indexes, strict=True)]
+
+
+def segment_all(run: MaskInputs, shards: Sequence[BoxedShard]) -> list[SegmentedShard]:
+    """The masks of all shards."""
+    making = [segment.submit(run.store, batch, run.question, run.place, name) for name, batch in in_batches(shards)]
+    return list(chain.from_iterable(future.result() for future in making))
+
+
+def _detection(spec: ExperimentSpec, results: Folder, labels: ArtifactRef | None) -> dict[str, Any]:
+    """What is in the `run.json` of the detection whose boxes get masks; nothing where a COCO file holds them."""
+    if not spec.makes_boxes:
+        if labels is not None:
+            raise SpecError(
+                "labels: found the labels of a detection, expected none with autolabel_type 'mal', whose boxes are in "
+                "mal.inference.ann_path; set autolabel_type to 'grounding_dino+mal'"
+            )
+        return {}
+    found = _run_record(results)
+    if labels is None and "labels" not in found:
+        raise SpecError(
+            f"results_dir {without_password(spec.results_dir)} holds no {RUN_FILE} of a detection, whose boxes would "
+            "get masks; run `autolabel generate`, which makes the boxes first, or the flow auto-label"
+        )
+    if labels is None or found.get("labels") == asdict(labels):
+        return found
+    return {"labels": asdict(labels)}
+
+
+def _run_record(results: Folder) -> dict[str, Any]:
+    try:
+        record = json.loads(results.read(RUN_FILE))
+    except (MissingFileError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}

@@ -1,0 +1,1 @@
+"""How good labels are against ground truth: boxes, masks, and what the two sides have in common."""
