@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.run_inputs import source_of, store_of
+from flows.run_inputs import in_results, refuse_inputs_that_go, source_of, store_of
 from flows.settings import settings_for
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import SpecError
@@ -14,7 +14,7 @@ from tasks.forwarding import Place
 from tasks.models import SegmenterConfig, refuse_segmenter_device, segmenter_digest
 from tasks.segment import MaskQuestion
 from tasks.shard_boxes import CocoFile
-from tasks.store import ArtifactStore, Folder
+from tasks.store import ArtifactStore, Folder, folder_and_name
 
 # What a run writes into results_dir under names of its own.
 RESERVED = ("cache", "failures.jsonl", "images_annotated", "run.json", "status.json")
@@ -41,13 +41,14 @@ def mask_inputs_of(spec: ExperimentSpec) -> MaskInputs:
 
     Raises:
         SpecError: the spec asks for no masks, for a device or precision that cannot be had, or to write the masks over
-            a file that is needed.
+            a file that is needed or to a place that the run deletes, or would delete what it reads.
         CheckpointError: the segmenter's files cannot be used.
     """
     if not spec.makes_masks:
         raise SpecError(
             f"autolabel_type: found {spec.autolabel_type!r}, expected 'mal' or 'grounding_dino+mal', which make masks"
         )
+    refuse_inputs_that_go(spec)
     settings = settings_for(spec)
     export = _export(spec)
     segmenter = segmenter_of(spec)
@@ -108,26 +109,27 @@ def _document(spec: ExperimentSpec) -> tuple[Folder, str]:
     """The folder and the name of the file that the masks go to."""
     path = masks_path(spec)
     refused = f"mal.inference.label_dump_path: found {without_password(spec.mal.inference.label_dump_path)}"
-    if _real(path) == _real(spec.mal.inference.ann_path):
-        raise SpecError(f"{refused}, which is ann_path: the boxes would be written over; choose another file")
-    if _real(path) in [_real(f"{spec.results_dir.rstrip('/')}/{name}") for name in RESERVED]:
-        raise SpecError(f"{refused}, which the run keeps for itself; choose another name")
-    folder, _, name = path.rpartition("/")
-    if name in ("", ".", ".."):
+    folder, name = folder_and_name(path, spec.storage_options)
+    if name in ("", ".", "..") or "\0" in name:
         raise SpecError(f"{refused}, expected the name of a file")
-    return Folder(folder or "/", spec.storage_options), name
+    place = _place(spec, path)
+    if place == _place(spec, spec.mal.inference.ann_path):
+        raise SpecError(f"{refused}, which is ann_path: the boxes would be written over; choose another file")
+    for kept in RESERVED:
+        its_place = _place(spec, in_results(spec, kept))
+        if place[: len(its_place)] == its_place:
+            raise SpecError(f"{refused}; the run keeps {kept} of results_dir for itself; choose another place")
+    return folder, name
 
 
 def masks_path(spec: ExperimentSpec) -> str:
     """The path or URL of the COCO file with the masks."""
-    results = spec.results_dir.rstrip("/")
     if spec.makes_boxes:
-        return f"{results}/annotations.json"
+        return in_results(spec, "annotations.json")
     path = spec.mal.inference.label_dump_path
-    return path if "://" in path or Path(path).expanduser().is_absolute() else f"{results}/{path}"
+    is_whole = "://" in path or Path(os.path.expanduser(path)).is_absolute()  # noqa: PTH111 (as in tasks.store)
+    return path if is_whole else in_results(spec, path)
 
 
-def _real(address: str) -> str:
-    """What two addresses of one file have in common, whichever links lead there."""
-    path = address.removeprefix("file://")
-    return path if "://" in path else os.path.realpath(Path(path).expanduser())
+def _place(spec: ExperimentSpec, address: str) -> tuple[str, ...]:
+    return Folder(address, spec.storage_options).place

@@ -1,13 +1,15 @@
 """What a run of the loop works with, made from its spec; everything that can be refused early is refused here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from flows.settings import settings_for
+from tasks.domain.addresses import without_password
 from tasks.domain.aggregation import AggregationRules, Dbscan, Nms, Wbf
 from tasks.domain.annotations import Record
-from tasks.domain.errors import SpecError
+from tasks.domain.errors import ArtifactError, SpecError
 from tasks.domain.iteration import Termination
 from tasks.domain.schedule import Schedule
 from tasks.domain.spec import ExperimentSpec
@@ -17,7 +19,8 @@ from tasks.forwarding import Place
 from tasks.image_files import ImageSource
 from tasks.infer import Question
 from tasks.models import DetectorConfig, Prompter, load_prompter, refuse_device
-from tasks.store import ArtifactStore, Folder
+from tasks.results import ITERATION_FOLDER
+from tasks.store import ArtifactStore, Folder, folder_and_name
 
 PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "pycocotools", "scikit-learn", "torch", "transformers")
 
@@ -72,12 +75,14 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
     """The inputs of a run.
 
     Raises:
-        SpecError: the spec asks for no boxes, or a device or precision that cannot be had.
+        SpecError: the spec asks for no boxes, for a device or precision that cannot be had, or for inputs that the run
+            would delete.
         CheckpointError: the detector's files cannot be used.
         PromptError: a class name or noun chunk cannot be asked.
         FormatError: the prompt file does not follow its format.
     """
     _refuse_without_boxes(spec)
+    refuse_inputs_that_go(spec)
     settings = settings_for(spec)
     detector = _detector(spec)
     refuse_device(detector, settings.device)
@@ -102,12 +107,46 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
 
 def store_of(spec: ExperimentSpec) -> ArtifactStore:
     """Where the artifacts of a run are kept."""
-    return ArtifactStore(spec.cache_dir or f"{spec.results_dir.rstrip('/')}/cache", spec.storage_options)
+    return ArtifactStore(spec.cache_dir or in_results(spec, "cache"), spec.storage_options)
+
+
+def in_results(spec: ExperimentSpec, path: str) -> str:
+    """The path or URL of what is at `path` in results_dir."""
+    results = spec.results_dir
+    return f"{results}{path}" if results.endswith("/") else f"{results}/{path}"
 
 
 def source_of(spec: ExperimentSpec, store: ArtifactStore) -> ImageSource:
     """The images of a run, without what runs have left among them."""
     return ImageSource(spec.image_roots, spec.storage_options, excluded=(spec.results_dir, store.uri))
+
+
+def refuse_inputs_that_go(spec: ExperimentSpec) -> None:
+    """Raise SpecError for images, boxes or phrases among what the run deletes in results_dir, or writes anew.
+
+    That is the pictures of earlier runs and, when boxes are made, the folders of the iterations.
+    """
+    results = Folder(spec.results_dir, spec.storage_options).place
+    for key, address in _read_by(spec):
+        place: tuple[str, ...] = ()
+        with suppress(ArtifactError):  # what cannot be opened is told by the step that reads it
+            place = Folder(address, spec.storage_options).place
+        name = place[len(results)] if place[: len(results)] == results != place else ""
+        if name == "images_annotated" or (spec.makes_boxes and ITERATION_FOLDER.fullmatch(name)):
+            raise SpecError(
+                f"{key}: found {without_password(address)}, which lies in {name} of results_dir, which the run "
+                "deletes; choose another results_dir"
+            )
+
+
+def _read_by(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
+    """The files and folders with the data of a run, each with its key in the spec."""
+    images = "grounding_dino.dataset.image_dir" if spec.makes_boxes else "mal.inference.img_dir"
+    yield from ((images, root) for root in spec.image_roots)
+    if not spec.makes_boxes:
+        yield "mal.inference.ann_path", spec.mal.inference.ann_path
+    elif spec.grounding_dino.dataset.noun_chunk_path is not None:
+        yield "grounding_dino.dataset.noun_chunk_path", spec.grounding_dino.dataset.noun_chunk_path
 
 
 def _refuse_without_boxes(spec: ExperimentSpec) -> None:
@@ -138,9 +177,8 @@ def _records(spec: ExperimentSpec) -> dict[str, tuple[Record, ...]]:
     path = spec.grounding_dino.dataset.noun_chunk_path
     if path is None:
         return {}
-    folder, slash, name = path.replace("\\", "/").rpartition("/")
-    data = Folder(folder or slash or ".", spec.storage_options).read(name)
-    return load_noun_chunks(data, path)
+    folder, name = folder_and_name(path.replace("\\", "/"), spec.storage_options)
+    return load_noun_chunks(folder.read(name), path)
 
 
 def _refuse_unaskable(prompter: Prompter, prompts: Sequence[Sequence[str]]) -> None:

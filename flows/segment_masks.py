@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from itertools import chain
 from typing import Any
 
@@ -16,7 +17,7 @@ from flows.task_runs import ONE_AT_A_TIME, in_batches
 from tasks.boxed_shards import BoxedShard
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef
-from tasks.domain.errors import SpecError
+from tasks.domain.errors import ArtifactError, SpecError
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import MaskRecord, MaskSummary
 from tasks.export_masks import MaskedShard, export_masks
@@ -26,9 +27,10 @@ from tasks.progress import begin
 from tasks.results import refuse_foreign_results
 from tasks.segment import SegmentedShard, segment
 from tasks.shard_boxes import BoxesDataset, shard_boxes, shard_labels
-from tasks.store import Folder, MissingFileError
+from tasks.store import DamagedArtifactError, Folder, MissingFileError
 
 RUN_FILE = "run.json"
+_REF = {field.name for field in fields(ArtifactRef)}
 
 
 @flow(name="segment-masks", task_runner=ONE_AT_A_TIME, persist_result=False)
@@ -40,7 +42,8 @@ def segment_masks(spec: ExperimentSpec, labels: ArtifactRef | None = None) -> Ma
     """
     results = Folder(spec.results_dir, spec.storage_options)
     refuse_foreign_results(results)
-    with status_file(results):
+    _refuse_detection(spec, results)
+    with status_file(results), _telling_of_lost_labels(spec):
         run = mask_inputs_of(spec)
         before = _detection(spec, results, labels)
         dataset, shards = boxed_shards(run, before)
@@ -69,6 +72,19 @@ def segment_masks(spec: ExperimentSpec, labels: ArtifactRef | None = None) -> Ma
         return record
 
 
+@contextmanager
+def _telling_of_lost_labels(spec: ExperimentSpec) -> Iterator[None]:
+    """Of what is gone from the store, say how it comes back: this flow makes the labels of a detection not anew."""
+    try:
+        yield
+    except DamagedArtifactError as damage:
+        if not spec.makes_boxes:
+            raise
+        raise ArtifactError(
+            f"{damage.args[0]}; check cache_dir, or run `autolabel generate`, which makes the boxes first"
+        ) from damage
+
+
 def boxed_shards(run: MaskInputs, detection: dict[str, Any]) -> tuple[BoxesDataset, list[BoxedShard]]:
     """The data set and its shards: the labels of a detection, or the COCO file with an index of the images it names."""
     if detection:
@@ -83,6 +99,16 @@ def segment_all(run: MaskInputs, shards: Sequence[BoxedShard]) -> list[Segmented
     """The masks of all shards."""
     making = [segment.submit(run.store, batch, run.question, run.place, name) for name, batch in in_batches(shards)]
     return list(chain.from_iterable(future.result() for future in making))
+
+
+def _refuse_detection(spec: ExperimentSpec, results: Folder) -> None:
+    """Raise SpecError where a run over a COCO file would replace what a detection left in `results`."""
+    if not spec.makes_boxes and "labels" in _run_record(results):
+        raise SpecError(
+            f"results_dir {without_password(spec.results_dir)} holds the labels of a detection, whose {RUN_FILE} and "
+            "pictures a run of 'mal' would replace; choose another results_dir, or set autolabel_type to "
+            "'grounding_dino+mal', which keeps them"
+        )
 
 
 def _detection(spec: ExperimentSpec, results: Folder, labels: ArtifactRef | None) -> dict[str, Any]:
@@ -106,8 +132,20 @@ def _detection(spec: ExperimentSpec, results: Folder, labels: ArtifactRef | None
 
 
 def _run_record(results: Folder) -> dict[str, Any]:
+    """What is in `run.json`; nothing where there is none, or one that no run has written so."""
     try:
         record = json.loads(results.read(RUN_FILE))
-    except (MissingFileError, ValueError):
+    except (MissingFileError, ValueError, RecursionError):
         return {}
-    return record if isinstance(record, dict) else {}
+    return record if isinstance(record, dict) and _is_sound(record) else {}
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Whether what is read of the record is well-formed where it is there: its labels, and its digests."""
+    labels, digests = record.get("labels", dict.fromkeys(_REF, "")), record.get("digests", {})
+    return (
+        isinstance(labels, dict)
+        and set(labels) == _REF
+        and all(isinstance(value, str) for value in labels.values())
+        and isinstance(digests, dict)
+    )

@@ -23,6 +23,8 @@ from tasks.formats.failures import dump_failures
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.image_files import ImageSource
 from tasks.index_images import index_images
+from tasks.models.devices import refuse_device
+from tasks.models.mal.training_state import architecture_of
 from tasks.store import ArtifactStore, Folder
 from tasks.train_epoch import train_epoch
 from tasks.training_files import Training, write_record
@@ -49,7 +51,11 @@ def train_mal(spec: TrainMalSpec) -> TrainingRecord:
 
 
 def training_of(spec: TrainMalSpec) -> Training:
-    """What the steps share. Raises SpecError for a device or an image folder that cannot be used."""
+    """What the steps share. Raises SpecError for a device, a network or an image folder that cannot be used."""
+    devices = training_devices(spec.train)
+    for device in devices:
+        refuse_device(device, "fp32")  # what the weights are in, with mixed precision too
+    architecture_of(spec)
     cache = f"{spec.results_dir.rstrip('/')}/cache"
 
     def source(folder: str) -> ImageSource:
@@ -61,7 +67,7 @@ def training_of(spec: TrainMalSpec) -> Training:
         store=ArtifactStore(cache, spec.storage_options),
         source=source(spec.dataset.train_img_dir),
         validation_source=source(spec.dataset.val_img_dir) if spec.dataset.val_img_dir else None,
-        devices=training_devices(spec.train),
+        devices=devices,
     )
 
 
@@ -78,10 +84,12 @@ def chosen_boxes(training: Training) -> Boxes:
     data = training.spec.dataset
     index = index_images.submit(training.source, training.store).result()
     limits = Limits(data.min_obj_size, data.max_obj_size)
-    wanted = [Wanted(data.train_ann_path, "dataset.train_ann_path", index, limits, masks=False)]
+    wanted = [Wanted(data.train_ann_path, "dataset.train_ann_path", index, limits, masks=False, learns=True)]
     if training.validation_source is not None:
         index = index_images.submit(training.validation_source, training.store).result()
-        wanted.append(Wanted(data.val_ann_path, "dataset.val_ann_path", index, Limits(), masks=data.load_mask))
+        wanted.append(
+            Wanted(data.val_ann_path, "dataset.val_ann_path", index, Limits(), masks=data.load_mask, learns=False)
+        )
     train, *validation = choose_boxes.submit(training.store, training.results, wanted).result()
     failures = {failure for chosen in (train, *validation) for failure in chosen.failures}
     training.results.write("failures.jsonl", dump_failures(sorted(failures)))

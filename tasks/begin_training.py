@@ -12,6 +12,7 @@ from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef, Json
 from tasks.domain.errors import CheckpointError, SpecError
 from tasks.domain.spec_problems import without_passwords
+from tasks.domain.spec_train_mal import TrainMalSpec
 from tasks.domain.training_record import EpochRecord, epoch_from_json
 from tasks.models.mal.training_state import TrainingState, initial_state, load_state
 from tasks.training_files import NETWORK, RECORD, STATE, Training, read_state, read_validations, write_state
@@ -30,17 +31,17 @@ def begin_training(training: Training, boxes: ArtifactRef) -> Standing:
     """Where the training stands; a new one gets its first weights.
 
     Raises:
-        SpecError: results_dir holds another training.
+        SpecError: results_dir, or the state to resume from, is of another training.
         CheckpointError: a state or pretrained weights cannot be used.
     """
     asked = training.asked(boxes)
     state = read_state(training)
     if state is None:
         _refuse_foreign_network(training)
-        state = _resumed(training) or initial_state(training.spec, asked, _seed(training))
-        _refuse_other_training(state, asked, training)
+        state = _resumed(training, asked) or initial_state(training.spec, asked, _seed(training))
         write_state(training, state)
-    _refuse_other_training(state, asked, training)
+    elif changed := _changes(state, asked):
+        raise SpecError(_not_of_results_dir(changed, training))
     known = read_validations(training.results)
     epochs = [epoch_from_json(row) for row in state.epochs]
     return Standing(
@@ -53,8 +54,8 @@ def _seed(training: Training) -> int:
     return asked if asked >= 0 else secrets.randbits(32)
 
 
-def _resumed(training: Training) -> TrainingState | None:
-    """The state of another run that the spec names."""
+def _resumed(training: Training, asked: Mapping[str, Json]) -> TrainingState | None:
+    """The state of another run that the spec names, if it names one. Raises SpecError where it is of other training."""
     path = training.spec.train.resume_training_checkpoint_path
     if path is None:
         return None
@@ -65,7 +66,10 @@ def _resumed(training: Training) -> TrainingState | None:
             f"train.resume_training_checkpoint_path {path} cannot be read: {error.strerror}; expected the {STATE} of "
             "a training"
         ) from error
-    return load_state(data, path)
+    state = load_state(data, path)
+    if changed := _changes(state, asked):
+        raise SpecError(_not_to_resume(changed, path))
+    return state
 
 
 def _refuse_foreign_network(training: Training) -> None:
@@ -76,23 +80,34 @@ def _refuse_foreign_network(training: Training) -> None:
         )
 
 
-def _refuse_other_training(state: TrainingState, asked: Mapping[str, Json], training: Training) -> None:
-    """Raise SpecError unless the state belongs to exactly what is asked for."""
-    before = state.asked
-    changed = [
+def _changes(state: TrainingState, asked: Mapping[str, Json]) -> list[str]:
+    """What is asked for now and was not in the training of the state, key by key.
+
+    A key that the spec has got since then had its default.
+    """
+    before = {**TrainMalSpec.model_construct().learned_from, **state.asked}
+    return [
         f"{key}: {_shown(before.get(key))} then, {_shown(asked.get(key))} now"
         for key in sorted({*before, *asked})
         if before.get(key) != asked.get(key)
     ]
-    if changed:
-        raise SpecError(_told(changed, without_password(training.results.uri)))
 
 
-def _told(changed: Sequence[str], results_dir: str) -> str:
+def _not_of_results_dir(changed: Sequence[str], training: Training) -> str:
+    results_dir = without_password(training.results.uri)
     head = f"results_dir {results_dir} holds the state of another training, which would not go on with these:"
     way_out = (
         "choose another results_dir, with this one's mal as train.pretrained_model_path to start from its weights; or "
         f"delete its {STATE} to begin anew"
+    )
+    return "\n  ".join([head, *changed, way_out])
+
+
+def _not_to_resume(changed: Sequence[str], path: str) -> str:
+    head = f"train.resume_training_checkpoint_path {path} is of another training, which would not go on with these:"
+    way_out = (
+        "leave it out to begin anew, or give the mal folder beside its folder as train.pretrained_model_path to start "
+        "from its weights"
     )
     return "\n  ".join([head, *changed, way_out])
 

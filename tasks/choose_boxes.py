@@ -28,7 +28,7 @@ class Wanted:
     """A COCO file and what is wanted of it.
 
     `path` is local or a URL, `what` the name of its key in the spec, `index` the images that there are. `masks` says
-    whether every box has to have one.
+    whether every box has to have one, and `learns` whether it is for learning, and not for measuring.
     """
 
     path: str
@@ -36,6 +36,7 @@ class Wanted:
     index: ArtifactRef
     limits: Limits
     masks: bool
+    learns: bool
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,14 @@ def _choose(store: ArtifactStore, place: Folder, wanted: Wanted) -> tuple[Chosen
             "index": wanted.index.sha256,
             "limits": asdict(wanted.limits),
             "masks": wanted.masks,
+            "learns": wanted.learns,
         },
     )
     if (ref := store.lookup(KIND, key)) is not None:
         return _told(ref, load_labelled_boxes(store.read(ref))), True
     index = read_image_index(store.read(wanted.index))
-    boxes = read_labelled_boxes(data, index, wanted.limits, masks=wanted.masks, what=f"{wanted.what} {wanted.path}")
+    what = f"{wanted.what} {wanted.path}"
+    boxes = read_labelled_boxes(data, index, wanted.limits, masks=wanted.masks, learns=wanted.learns, what=what)
     return _told(store.publish(KIND, key, dump_labelled_boxes(boxes), {"boxes": len(boxes)}), boxes), False
 
 

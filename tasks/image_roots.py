@@ -36,7 +36,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 # What backends call the fields of `info` that change with a file's content (s3fs, gcsfs, adlfs, sftp, memory).
 VERSION_FIELDS = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "updated", "mtime", "created")
 NOT_THERE = "is not there"
-NOT_INSIDE = "has a file_name that leaves the image folder, or cannot be told from a path; expected one relative to it"
+NOT_INSIDE = (
+    "has a file_name that leaves the image folder, or cannot be told from a path; expected one relative to it, without "
+    "'.' or '..'"
+)
 NO_KEY = "has a name with empty parts, '..' or a drive in it, which cannot be told from a path; rename it"
 
 
@@ -103,7 +106,8 @@ class ImageRoot:
     def list_named(self, keys: Sequence[str]) -> list[ListedFile]:
         """The files of these keys, which begin with the prefix, in their order; what is not there is listed as such.
 
-        Raises SpecError where the root itself is not there, or cannot be listed.
+        Raises SpecError where the root cannot be listed, or is a local folder that is not there. A remote one that is
+        not there cannot be told from an empty one: object stores have no folders, only names that begin alike.
         """
         if not self.is_local:
             return _named_remotely(self, keys)
@@ -115,7 +119,10 @@ class ImageRoot:
         """The path of the image `key` in `filesystem`; raises ImageError where a link leads out of the root."""
         path = f"{self.path.rstrip('/')}/{key.removeprefix(self.prefix)}"
         if self.is_local and not _is_under(Path(path).parent, self.path):
-            raise ImageError(f"{key!r} leaves {self.name} through a link to a folder; name that folder in image_dir")
+            raise ImageError(
+                f"{key!r} leaves {self.name} through a link to a folder; put the images into {self.name} itself, or "
+                "name the folder that the link leads to, with every file_name relative to it"
+            )
         return path
 
 
@@ -145,12 +152,18 @@ def _places(uris: Sequence[str], storage_options: Mapping[str, object]) -> list[
 
 def _open_root(uri: str, storage_options: Mapping[str, object]) -> ImageRoot:
     name = without_password(uri)
+    if "\0" in uri:
+        raise SpecError(f"{name!r} cannot be opened: it holds a NUL character, which no path has; check image_dir")
     if "://" not in uri:
-        return ImageRoot(name, LocalFileSystem(), os.path.normpath(Path(uri).expanduser().absolute()))
+        # Path.expanduser raises where no such user is known; the ~ belongs to a name then, as in a shell.
+        path = Path(os.path.expanduser(uri)).absolute()  # noqa: PTH111
+        return ImageRoot(name, LocalFileSystem(), os.path.normpath(path))
     try:
         filesystem, path = url_to_fs(uri, **storage_options)
     except Exception as error:  # an unknown protocol, a package that is not installed, a wrong option
-        raise SpecError(f"{name} cannot be opened: {told(error)}; check image_dir and storage_options") from error
+        raise SpecError(
+            f"{name} cannot be opened: {told(error)}; check the image folder and storage_options"
+        ) from error
     return ImageRoot(name, filesystem, path)
 
 
@@ -271,7 +284,9 @@ def _files_in(root: ImageRoot, folder: str) -> dict[str, Mapping[str, object]]:
     except FileNotFoundError:
         return {}
     except Exception as error:  # the backends' own errors (botocore, aiohttp) share no base class
-        raise SpecError(f"{root.name} cannot be listed: {told(error)}; check img_dir and storage_options") from error
+        raise SpecError(
+            f"{root.name} cannot be listed: {told(error)}; check the image folder and storage_options"
+        ) from error
     return {
         entry["name"].removeprefix(root.path).removeprefix("/"): entry for entry in entries if entry["type"] == "file"
     }

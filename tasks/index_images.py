@@ -15,7 +15,7 @@ from tasks.domain.images import Failure, Image, ImageIndex
 from tasks.formats.coco_boxes import load_image_rows
 from tasks.formats.image_index import write_image_index
 from tasks.image_files import FetchError, ImageSource, Probe
-from tasks.image_roots import NOT_THERE, ListedFile
+from tasks.image_roots import NOT_INSIDE, NOT_THERE, ListedFile
 from tasks.progress import advance, begin
 from tasks.store import ArtifactStore
 
@@ -59,9 +59,11 @@ def build_named_indexes(
     """For every shard the reference to the index of its images, and whether a former run had made it."""
     names = [[rows.key for rows in load_image_rows(store.read(ref))] for ref in shards]
     files = {file.key: file for file in source.list_named(chain.from_iterable(names))}
-    if files and all(file.reason == NOT_THERE for file in files.values()):
+    if files and all(file.reason in (NOT_THERE, NOT_INSIDE) for file in files.values()):
         roots = ", ".join(map(without_password, source.roots))
-        logger.warning("none of the %d images is in %s, such as %r; check img_dir", len(files), roots, min(files))
+        example = f"{min(files)!r} ({files[min(files)].reason})"
+        what = "none of the %d images is in %s, such as %s; check img_dir and the file_name of the images"
+        logger.warning(what, len(files), roots, example)
     listings = [[files[key] for key in keys] for keys in names]
     known = [store.lookup(STAGE, _key(listed)) for listed in listings]
     todo = [listed for listed, ref in zip(listings, known, strict=True) if ref is None]

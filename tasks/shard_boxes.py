@@ -16,7 +16,7 @@ from tasks.domain.images import into_shards
 from tasks.formats.coco import dump_coco
 from tasks.formats.coco_boxes import dump_head, dump_image_rows, read_boxes_file
 from tasks.formats.label_shards import load_label_shards
-from tasks.store import ArtifactStore, Folder
+from tasks.store import ArtifactStore, folder_and_name
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +33,8 @@ class CocoFile:
 
     def read(self) -> bytes:
         """Its bytes; raises ArtifactError where it cannot be read."""
-        folder, slash, name = self.address.rpartition("/")
-        return Folder(folder or slash or ".", self.storage_options).read(name)
+        folder, name = folder_and_name(self.address, self.storage_options)
+        return folder.read(name)
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import logging
+import os
+import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from secrets import token_hex
 from tempfile import gettempdir
 from typing import Any
 
 from fsspec.core import url_to_fs
+from fsspec.implementations.cached import CachingFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.domain.addresses import without_password
@@ -130,10 +133,25 @@ class Folder:
                 else:
                     _delete_remote(filesystem, target)
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where the folder really is: two addresses of one folder have the same place, and below it places begin so.
+
+        Links are followed, `..` and empty parts are resolved, and what caches a file system counts as that.
+        """
+        with self._open(None) as (filesystem, root):
+            while isinstance(filesystem, CachingFileSystem):
+                filesystem = filesystem.fs
+            if isinstance(filesystem, LocalFileSystem):
+                return Path(os.path.realpath(root)).parts
+            backend = f"{type(filesystem).__name__} {getattr(filesystem, 'host', '')}"
+            return (backend, *PurePosixPath(posixpath.normpath(f"/{root.lstrip('/')}")).parts)
+
     @contextmanager
     def _open(self, path: str | None) -> Iterator[tuple[Any, str]]:
         """The file system and the path in it (None: of this folder), with the backend's errors told in our words."""
         address = without_password(self.uri)
+        what = address if path is None else f"{path!r} in {address}"
         if path is not None and not is_inner_path(path):
             raise ArtifactError(
                 f"{path!r} does not name a file inside {address}; expected a relative path with forward slashes "
@@ -148,16 +166,24 @@ class Folder:
             ) from error
         except Exception as error:  # the backends' own errors (botocore, aiohttp, google.api_core) share no base class
             raise ArtifactError(
-                f"{path!r} in {address} cannot be used: {type(error).__name__}: {without_password(str(error))}; "
+                f"{what} cannot be used: {type(error).__name__}: {without_password(str(error))}; "
                 "check the address, the permissions, the free space and storage_options"
             ) from error
+
+
+def folder_and_name(address: str, storage_options: Mapping[str, object]) -> tuple[Folder, str]:
+    """The folder of the file with this path or URL, and its name there, which is empty behind a final slash."""
+    scheme, separator, path = address.rpartition("://")
+    folder, slash, name = path.rpartition("/")
+    return Folder(f"{scheme}{separator}{folder or slash}" or ".", storage_options), name
 
 
 def _filesystem(uri: str, storage_options: Mapping[str, object]) -> tuple[Any, str]:
     if "://" in uri:
         filesystem, root = url_to_fs(uri, **storage_options)
         return filesystem, root
-    return LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    # Path.expanduser raises where no such user is known; the ~ belongs to a name then, as in a shell.
+    return LocalFileSystem(), str(Path(os.path.expanduser(uri)).absolute())  # noqa: PTH111
 
 
 def _replace_local(target: Path, payload: bytes) -> None:

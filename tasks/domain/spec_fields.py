@@ -1,9 +1,8 @@
 """What the blocks of the spec are made of: the base of every block, where a key comes from, and the checked types."""
 
+import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from enum import Enum
-from pathlib import Path
 from typing import Annotated, Final, LiteralString, NamedTuple, TypeVar, get_args
 
 from pydantic import (
@@ -47,9 +46,7 @@ ShareWithin = Annotated[StrictFloat, Field(gt=0, lt=1)]  # neither end included
 
 def _expanded(path: str) -> str:
     """`path` with the home folder in place of a `~` at its start; as it is where no such user is known."""
-    with suppress(RuntimeError):
-        return str(Path(path).expanduser()) if path.startswith("~") else path
-    return path
+    return os.path.expanduser(path)  # noqa: PTH111 (Path.expanduser raises where no such user is known)
 
 
 PathOrName = Annotated[StrictStr, AfterValidator(_expanded)]  # a file or folder of this machine, or a hub id

@@ -210,7 +210,7 @@ class MalTrainSpec(TaoTrainSpec):
     wd: Unused[NonNegative] = 5e-4
     optim_eps: Unused[NonNegative] = 1e-8
     optim_betas: Unused[tuple[Share, ...]] = (0.9, 0.9)
-    warmup_epochs: Unused[NonNegativeInt] = 1
+    warmup_epochs: Unused[NonNegative] = 1
     loss_mil_weight: Unused[NonNegative] = 4
     loss_crf_weight: Unused[NonNegative] = 0.5
     loss_mil_step: Unused[NonNegativeInt] = 1000

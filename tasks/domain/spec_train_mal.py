@@ -70,12 +70,6 @@ class TrainMalDatasetSpec(MalDatasetSpec):
     """Compare with the masks in `val_ann_path` (mean IoU). Without it the loss of the boxes is measured."""
 
 
-def _a_range_of_stages(stages: tuple[int, ...]) -> tuple[int, ...]:
-    if len(stages) not in (1, 2):
-        refuse([Refusal((), stages, f"[-1], [last] or [first, last] and not {len(stages)} numbers")])
-    return stages
-
-
 class TrainMalModelSpec(MalModelSpec):
     """The network that is trained; student and teacher are alike."""
 
@@ -93,8 +87,9 @@ class TrainMalModelSpec(MalModelSpec):
     """Factor before the mask head, with `not_adjust_scale`."""
     mask_scale_ratio: Tao[NonNegative] = 2.0
     """Factor before the last convolution of the mask head."""
-    frozen_stages: Tao[Annotated[tuple[StrictInt, ...], AfterValidator(_a_range_of_stages)]] = (-1,)
-    """Stages that keep their weights, as [first, last] or [last]: 0 is the stem, i the i-th block. -1: none."""
+    frozen_stages: Tao[Annotated[tuple[StrictInt, ...], Field(min_length=1)]] = (-1,)
+    """Stages that keep their weights: [last], [first, last], or three and more one by one (TAO since 6). 0 is the stem,
+    i the i-th block. [-1]: none."""
     teacher_momentum: Tao[Share] = 0.996
     """Share of the teacher that stays at every step; the rest comes from the student."""
     vit_dpr: Tao[Annotated[Share, Field(lt=1)]] = 0
@@ -187,14 +182,26 @@ class MalAugmentationSpec(SpecBlock):
     """Least and most radius of the blur, in pixels of the crop."""
 
 
+def _of_32_bits(seed: int) -> int:
+    if seed >= 2**32:
+        refuse([Refusal((), seed, f"at most {2**32 - 1}")])
+    return seed
+
+
+def _different(ids: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(ids)) < len(ids):
+        refuse([Refusal((), ids, "every GPU once")])
+    return ids
+
+
 class TrainMalTrainSpec(MalTrainSpec):
     """How it is trained."""
 
     num_gpus: Tao[Count] = 1
     """Processes, one for each GPU. Without a GPU, one process trains on the CPU."""
-    gpu_ids: Tao[Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]] = (0,)
-    """Indices of the GPUs. Where it names fewer than `num_gpus`, the first `num_gpus` GPUs are used."""
-    seed: Tao[Annotated[StrictInt, Field(ge=-1)]] = 1234
+    gpu_ids: Tao[Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_different)]] = (0,)
+    """Indices of the GPUs, each once. Where it names fewer than `num_gpus`, the first `num_gpus` GPUs are used."""
+    seed: Tao[Annotated[StrictInt, Field(ge=-1), AfterValidator(_of_32_bits)]] = 1234
     """Decides the first weights, the order of the boxes and their augmentation. -1: another one for every training."""
     cudnn: Tao[TrainCudnnSpec] = Field(default_factory=TrainCudnnSpec)
     num_epochs: Tao[Count] = 10
@@ -232,12 +239,12 @@ class TrainMalTrainSpec(MalTrainSpec):
     """Half periods of the cosine from the peak down."""
     wd: Tao[NonNegative] = 5e-4
     """Weight decay of every parameter."""
-    optim_eps: Tao[NonNegative] = 1e-8
-    """AdamW's epsilon."""
+    optim_eps: Tao[Annotated[NonNegative, Field(gt=0)]] = 1e-8
+    """AdamW's epsilon, above 0: a gradient of 0 is divided by it."""
     optim_betas: Tao[tuple[Annotated[Share, Field(lt=1)], Annotated[Share, Field(lt=1)]]] = (0.9, 0.9)
     """AdamW's betas."""
-    warmup_epochs: Tao[NonNegativeInt] = 1
-    """Epochs in which the learning rate grows to its peak."""
+    warmup_epochs: Tao[NonNegative] = 1
+    """Epochs in which the learning rate grows to its peak. TAO takes whole ones; 0.1 is a tenth of the first."""
     loss_mil_weight: Tao[NonNegative] = 4
     """Weight of the loss of the projections: a mask has to reach the sides of its box, and not leave it."""
     loss_crf_weight: Tao[NonNegative] = 0.5

@@ -15,6 +15,10 @@ from tasks.domain.errors import FormatError
 
 Row: TypeAlias = dict[str, Any]
 
+# The fields of a row that are judged. In COCO files as they are in use, others stand before them, polygons above all.
+_JUDGED = ("id", "image_id", "category_id", "bbox", "iscrowd", "score", "width", "height", "file_name", "name")
+_LONGEST = 200  # characters of a row in a message: six fields or so
+
 _ID = "an id is a finite number or text"
 _IMAGE = f"an object with id and file_name ({_ID}; width and height, where given, are numbers)"
 _CATEGORY = f"an object with id and name ({_ID}; a name is text)"
@@ -175,10 +179,15 @@ def _rows(document: Row, part: str, what: str, is_sound: Callable[[Row], bool], 
         raise FormatError(f"the {what}: {found}, expected a list of objects, as in COCO")
     for position, row in enumerate(rows):
         if not isinstance(row, dict) or not is_sound(row):
-            raise FormatError(
-                f"`{part}` of the {what}: entry {position} is {json.dumps(row)[:200]}, expected {expected}"
-            )
+            raise FormatError(f"`{part}` of the {what}: entry {position} is {told_row(row)}, expected {expected}")
     return rows
+
+
+def told_row(row: object) -> str:
+    """What a message shows of a row that is refused: the fields that are judged, "..." where it is cut."""
+    judged = {name: row[name] for name in _JUDGED if name in row} if isinstance(row, dict) else row
+    told = json.dumps(judged)
+    return told if len(told) <= _LONGEST else f"{told[:_LONGEST]}..."
 
 
 def _is_image(row: Row) -> bool:
@@ -228,10 +237,10 @@ def _numbered(annotations: list[Row], what: str) -> list[Row]:
     if not without:
         return annotations
     if any("id" in row for row in annotations):
-        found = json.dumps(annotations[without[0]])[:200]
+        found = annotations[without[0]]
         raise FormatError(
-            f"`annotations` of the {what}: entry {without[0]} is {found}, expected an id as in other entries ({_ID}), "
-            "or no id in any"
+            f"`annotations` of the {what}: entry {without[0]} is {told_row(found)}, expected an id as in other "
+            f"entries ({_ID}), or no id in any"
         )
     return [{"id": number, **row} for number, row in enumerate(annotations, start=1)]
 

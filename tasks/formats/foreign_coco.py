@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from tasks.domain.boxes import Box
 from tasks.domain.errors import FormatError
 from tasks.formats.coco import box_xyxy
+from tasks.formats.coco_boxes import told_row
 from tasks.formats.rle import MOST_PIXELS, Rle, checked_rle, mask_bbox
 
 Row: TypeAlias = dict[str, Any]  # an image, a category, an annotation or a result, as COCO has it
@@ -184,7 +185,7 @@ def _check_rows(rows: object, where: str, fields: Sequence[str]) -> None:
     for position, row in enumerate(rows):
         if not isinstance(row, dict) or not all(_is_sound(row, name) for name in fields):
             raise FormatError(
-                f"{where}: entry {position} is {json.dumps(row)[:200]}, expected an object with {', '.join(fields)} "
+                f"{where}: entry {position} is {told_row(row)}, expected an object with {', '.join(fields)} "
                 "(a bbox is four finite numbers, the last two not negative; a score is one, not negative; an id is a "
                 "whole number or text; a name is text)"
             )

@@ -5,6 +5,7 @@ without keeps its area, has no segmentation, and says why in `mask_failure`; a c
 Every other field stays, `bbox` too.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tasks.domain.mask_outcomes import (
     part_inside,
 )
 from tasks.domain.masks import DrawnImage, DrawnLabel, Mask
-from tasks.formats.coco_boxes import ImageRows, Row, box_of
+from tasks.formats.coco_boxes import ImageRows, Row, as_float, box_of
 from tasks.formats.masks import Masks, mask_entry
 from tasks.formats.rle import checked_rle, mask_iou
 
@@ -163,4 +164,7 @@ def _iou(segmentation: object, mask: Mask) -> float | None:
 
 def _score(row: Row) -> float | None:
     score = row.get("score")
-    return float(score) if isinstance(score, int | float) and not isinstance(score, bool) else None
+    if not isinstance(score, int | float) or isinstance(score, bool):
+        return None
+    number = as_float(score)
+    return number if math.isfinite(number) else None

@@ -25,7 +25,7 @@ LARGE = "not smaller than max_obj_size"
 
 
 def read_labelled_boxes(
-    data: bytes, index: ImageIndex, limits: Limits, *, masks: bool, what: str = "annotations"
+    data: bytes, index: ImageIndex, limits: Limits, *, masks: bool, learns: bool = True, what: str = "annotations"
 ) -> LabelledBoxes:
     """The boxes of a COCO file that count, clipped to their images.
 
@@ -34,12 +34,14 @@ def read_labelled_boxes(
         index: The images that there are.
         limits: The areas that count.
         masks: Whether every box has to have a mask.
+        learns: Whether a network is to learn from the boxes, which takes something outside of them to tell them from.
         what: What the file is to the user ("annotations boxes.json"), for the message.
 
     Raises:
         FormatError: It is no COCO file.
         SpecError: Lists everything that makes it useless: files that are missing, or of another size than it says,
-            masks that are missing or damaged, no box that counts, or none that leaves anything of its image outside.
+            masks that are missing or damaged, no box that counts, or, to learn from, none that leaves anything of its
+            image outside.
     """
     document = load_coco_file(data, what)
     rows = document["annotations"]
@@ -50,7 +52,7 @@ def read_labelled_boxes(
     if problems:
         raise spec_error(f"the {what}", problems)
     chosen, left_out = _choose(rows, names, index, limits)
-    problems = [*_content_problems(chosen, rows, left_out)]
+    problems = [*_content_problems(chosen, rows, left_out, learns=learns)]
     counts, mask_problems = _masks(chosen, [rows[i] for i in chosen.rows]) if masks else (None, [])
     if problems or mask_problems:
         raise spec_error(f"the {what}", [*problems, *mask_problems])
@@ -118,13 +120,15 @@ def _size_problems(images: Sequence[Row], index: ImageIndex) -> Iterator[Problem
         yield Problem("images", f"another width and height than the upright image has: {_some(wrong)}")
 
 
-def _content_problems(chosen: _Chosen, rows: Sequence[Row], left_out: Mapping[str, int]) -> Iterator[Problem]:
+def _content_problems(
+    chosen: _Chosen, rows: Sequence[Row], left_out: Mapping[str, int], *, learns: bool
+) -> Iterator[Problem]:
     if not len(chosen.rows):
         reasons = "; ".join(f"{count} {reason}" for reason, count in left_out.items())
         yield Problem("annotations", f"none of {len(rows)} boxes counts{': ' if reasons else ''}{reasons}")
         return
     whole = np.array([[0, 0, image.width, image.height] for image in chosen.images], dtype=np.float64)
-    if bool((chosen.boxes == whole).all()):
+    if learns and bool((chosen.boxes == whole).all()):
         yield Problem("annotations", "every box is its whole image; expected boxes with something outside to tell from")
 
 

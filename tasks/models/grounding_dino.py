@@ -206,9 +206,10 @@ class GroundingDinoDetector:
         scores = outputs.logits[..., : ids.shape[1]].float().sigmoid().cpu().double().numpy()  # (B, Q, T)
         boxes = outputs.pred_boxes.cpu().double().numpy()  # (B, Q, 4)
         if np.isnan(scores).any():
-            raise CheckpointError(
-                f"the model gives scores that are no numbers; use precision fp32 (it is {self._precision})"
-            )
+            half = f"use precision fp32 (it is {self._precision})"
+            damaged = "its weights are damaged: fetch the checkpoint again, or use another one"
+            way_out = damaged if self._precision == "fp32" else half
+            raise CheckpointError(f"the model gives scores that are no numbers; {way_out}")
         return [
             Answer(caption, score[:, : len(caption.input_ids)], box)
             for caption, score, box in zip(captions, scores, boxes, strict=True)

@@ -112,10 +112,13 @@ class SamSegmenter:
             outputs = self.model(image_embeddings=embeddings, input_boxes=boxes, multimask_output=False)
         logits: Logits = outputs.pred_masks[0, :, 0].cpu().numpy()
         if np.isnan(logits).any():
-            raise CheckpointError(
-                f"the model gives logits that are no numbers; use precision fp32 (it is {self._precision})"
-            )
+            raise CheckpointError(f"the model gives logits that are no numbers; {self._way_out()}")
         return logits
+
+    def _way_out(self) -> str:
+        if self._precision == "fp32":
+            return "its weights are damaged: fetch the checkpoint again, or use another one"
+        return f"use precision fp32 (it is {self._precision})"
 
 
 def load_sam_segmenter(config: SegmenterConfig, *, device: str) -> SamSegmenter:
@@ -167,7 +170,8 @@ def _read_checkpoint(config: SegmenterConfig) -> _Checkpoint:
     if files.folder is None:
         raise CheckpointError(
             f"checkpoint {files.name} is an original file; segmenter {config.segmenter} reads a hub id such as "
-            f"{family.example}, or a folder in the layout of transformers; give one of them"
+            f"{family.example}, or a folder in the layout of transformers; give one of them, or set "
+            "mal.segmenter: mal for a file of Mask Auto-Labeler"
         )
     settings = read_settings(files.folder / "config.json")
     _refuse_other_families(files.name, settings.get("model_type"), config.segmenter)
@@ -186,8 +190,9 @@ def _refuse_other_families(name: str, model_type: str | None, segmenter: str) ->
     expected = _FAMILIES[segmenter]
     if model_type in expected.model_types:
         return
-    other = next((key for key, family in _FAMILIES.items() if model_type in family.model_types), None)
-    way_out = f"use segmenter {other}" if other else f"use a checkpoint such as {expected.example}"
+    others = {name: key for key, family in _FAMILIES.items() for name in family.model_types} | {"mal": "mal"}
+    other = others.get(model_type or "")
+    way_out = f"set mal.segmenter: {other}" if other else f"use a checkpoint such as {expected.example}"
     raise CheckpointError(
         f"checkpoint {name} is a {model_type!r}; segmenter {segmenter} expects {' or '.join(expected.model_types)}; "
         f"{way_out}"

@@ -2,10 +2,12 @@
 
 import pickle
 import re
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +23,7 @@ _ENCRYPTED_SUFFIXES = (".tlt", ".etlt", ".hdf5")
 _NOT_ALLOWED = re.compile(r"GLOBAL (\S+)")  # in torch's message
 _LISTED = 8  # names that an error message has room for
 # What reading a damaged or foreign file raises, over torch and safetensors.
-UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError)
+UNREADABLE = (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, struct.error, SafetensorError)
 
 
 def read_tensors(path: Path) -> Tensors:
@@ -43,6 +45,10 @@ def read_tensors(path: Path) -> Tensors:
     found = {str(name): value for name, value in tensors.items() if isinstance(value, Tensor)}
     if not found:
         raise CheckpointError(f"checkpoint {path} holds no tensors, but {listed(map(str, tensors)) or 'nothing'}")
+    if sparse := [name for name, tensor in found.items() if tensor.layout != torch.strided]:
+        raise CheckpointError(
+            f"checkpoint {path} holds sparse tensors ({listed(sparse)}); save them dense: .to_dense()"
+        )
     return found
 
 
@@ -78,7 +84,7 @@ def load_safetensors(path: Path) -> Mapping[str, Any]:
 def unpickle(path: Path) -> Mapping[str, Any]:
     """What a pickle of tensors and plain values holds; raises CheckpointError for anything else."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        content = load_plain(path, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(_why_not_opened(path, error)) from error
     except UNREADABLE as error:
@@ -86,6 +92,14 @@ def unpickle(path: Path) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"checkpoint {path} holds {type(content).__name__}; expected tensors by name")
     return content
+
+
+def load_plain(source: Path | IO[bytes], *, mmap: bool = False) -> Any:
+    """What a pickle of tensors and plain values holds, on the CPU; raises UnpicklingError or one of `UNREADABLE`."""
+    with warnings.catch_warnings():
+        # Torch warns of what it takes for another pickle protocol; where that matters, an error follows.
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(source, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _why_not_opened(path: Path, error: pickle.UnpicklingError) -> str:

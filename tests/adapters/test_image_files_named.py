@@ -42,6 +42,22 @@ def test_what_is_not_there_is_listed_with_the_reason(root):
     assert None not in reasons(ImageSource((root,)), "b.png", "no/b.png", "a.png/b.png").values()
 
 
+def test_a_remote_root_that_is_not_there_is_one_without_images():
+    assert reasons(ImageSource((f"memory://{uuid4()}/images",)), "a.png") == {"a.png": "is not there"}
+
+
+@pytest.mark.parametrize("key", ["./a.png", "sub/../a.png"])
+def test_a_name_with_dots_to_resolve_is_told_to_lose_them(root, key):
+    Folder(root).write("a.png", b"x")
+    (reason,) = reasons(ImageSource((root,)), key).values()
+    assert str(reason).endswith("expected one relative to it, without '.' or '..'")
+
+
+def test_a_root_that_no_backend_opens_is_called_the_image_folder():
+    with pytest.raises(SpecError, match="check the image folder and storage_options"):
+        ImageSource(("nosuch://images",)).list_named(["a.png"])
+
+
 @pytest.mark.parametrize(
     "key", ["../a.png", "/etc/passwd", "sub/../../a.png", "C:\\a.png", "", "a//b.png", "nul\0.png"]
 )
@@ -73,6 +89,8 @@ def test_a_link_to_a_folder_does_not_lead_out_of_the_root(tmp_path):
     (tmp_path / "images" / "out").symlink_to(tmp_path)
     (reason,) = reasons(ImageSource((str(tmp_path / "images"),)), "out/secret.png").values()
     assert "leaves" in str(reason)
+    assert "name the folder that the link leads to" in str(reason)
+    assert "image_dir" not in str(reason)
 
 
 def test_a_name_that_this_file_system_cannot_have_is_told(tmp_path):

@@ -381,9 +381,27 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path, name, share):
     refused(tmp_path / name, "fetch it again")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_file_of_the_old_format_is_refused_wherever_it_was_cut_off(tmp_path):
+    torch.save({"state_dict": {"a": torch.ones(3)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "old.pth").read_bytes()
+    for end in range(len(content)):
+        (tmp_path / "cut.pth").write_bytes(content[:end])
+        refused(tmp_path / "cut.pth", "fetch it again")
+
+
+def test_an_original_file_takes_what_it_cannot_tell_from_the_overrides(tmp_path):
+    path = saved(tmp_path / "mal.pth", published())
+
+    network = load_network(path, overrides=Overrides(adjusts_scale=False, scale_before=2))
+
+    assert network.architecture == replace(SMALL, adjusts_scale=False, scale_before=2)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "saying"),
     [
+        ("sparse.pth", {"a": torch.ones(2, 2).to_sparse()}, "holds sparse tensors (a); save them dense"),
         ("list.pth", [torch.ones(2)], "holds list; expected tensors by name"),
         ("number.pth", {"state_dict": 3}, "holds int; expected tensors by name"),
         ("plain.pth", {"epoch": 3}, "holds no tensors, but epoch"),

@@ -372,6 +372,15 @@ def test_every_box_has_one_size_and_larger_boxes_no_smaller_one(numbers):
     assert smaller <= larger
 
 
+@given(x=st.integers(0, 409600), y=st.integers(0, 409600), side=st.sampled_from([32, 96]))
+def test_a_box_at_a_limit_has_one_size_at_every_hundredth_of_a_pixel(x, y, side):
+    """COCO has x, y, w and h, and x + w - x is not always w."""
+    left, top = x / 100, y / 100
+    boxes = torch.tensor([[left, top, left + side, top + side]], dtype=torch.float64)
+
+    assert size_of_boxes(boxes).tolist() == [{32: 0, 96: 1}[side]]
+
+
 @pytest.mark.parametrize("stem", ["conv", "patch"])
 def test_a_batch_of_boxes_of_all_sizes_gives_each_crop_what_it_gets_alone(stem):
     network, crops = random_network(architecture(stem=stem)), random_crops(5, 64)

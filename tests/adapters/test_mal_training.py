@@ -1,5 +1,7 @@
 """The training itself: its schedule, its teacher, its state, and that it goes on exactly where it stopped."""
 
+import io
+import pickle
 from typing import Any
 
 import numpy as np
@@ -128,13 +130,18 @@ def test_a_loss_without_warm_up_counts_at_once() -> None:
     ("stages", "frozen"),
     [
         ((-1,), []),
-        ((0,), []),
+        ((0,), ["backbone.patch_embed."]),
+        ((0, 0), ["backbone.patch_embed."]),
         ((1,), ["backbone.patch_embed.", "backbone.blocks.0."]),
         ((0, 2), ["backbone.patch_embed.", "backbone.blocks.0.", "backbone.blocks.1."]),
         ((2, 2), ["backbone.blocks.1."]),
+        ((0, 2, 4), ["backbone.patch_embed.", "backbone.blocks.1.", "backbone.blocks.3."]),
+        ((-1, -1, -1), []),
     ],
 )
-def test_frozen_stages_are_a_range_of_the_stem_and_the_blocks(stages: tuple[int, ...], frozen: list[str]) -> None:
+def test_frozen_stages_are_a_range_of_the_stem_and_the_blocks_or_named_one_by_one(
+    stages: tuple[int, ...], frozen: list[str]
+) -> None:
     assert list(frozen_prefixes(stages)) == frozen
 
 
@@ -253,6 +260,42 @@ def test_a_state_comes_back_equal() -> None:
 def test_a_damaged_state_is_refused(data: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"last\.pt is no state of a training, or damaged"):
         load_state(data, "last.pt")
+
+
+@pytest.mark.parametrize("content", [{"format": 1}, {"format": 1, "totals": {}}, {"format": 1, "totals": {"other": 1}}])
+def test_a_state_with_parts_missing_is_refused(content: dict[str, Any]) -> None:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with pytest.raises(CheckpointError, match=r"last\.pt is no state of a training, or damaged"):
+        load_state(buffer.getvalue(), "last.pt")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_state_of_the_old_format_is_refused_wherever_it_was_cut_off() -> None:
+    buffer = io.BytesIO()
+    torch.save({"format": 1, "student": torch.ones(3)}, buffer, _use_new_zipfile_serialization=False)
+    data = buffer.getvalue()
+    for end in range(len(data)):
+        with pytest.raises(CheckpointError, match=r"last\.pt is no state of a training, or damaged"):
+            load_state(data[:end], "last.pt")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_file_of_another_pickle_protocol_is_refused_without_a_warning() -> None:
+    with pytest.raises(CheckpointError, match=r"last\.pt is no state"):
+        load_state(pickle.dumps({"format": 1}, protocol=4), "last.pt")
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.01])
+def test_a_scale_that_leaves_no_pixel_is_refused_before_anything_is_trained(scale: float) -> None:
+    """A crop of 32 pixels has 2 x 2 tokens."""
+    with pytest.raises(SpecError, match=rf"mask_scale_ratio: found {scale:g}, expected at least 0\.5"):
+        begin(make_spec({"not_adjust_scale": True, "mask_scale_ratio": scale}))
+
+
+def test_the_smallest_scale_that_leaves_a_pixel_can_be_trained() -> None:
+    state, _ = train(make_spec({"not_adjust_scale": True, "mask_scale_ratio": 0.5}), 1)
+    assert all(bool(tensor.isfinite().all()) for tensor in state.student.values())
 
 
 def test_a_checkpoint_of_another_trainer_is_refused_with_the_way_out(tmp_path) -> None:

@@ -289,9 +289,9 @@ def test_a_damaged_checkpoint_is_refused(folders, tmp_path):
 @pytest.mark.parametrize(
     ("family", "other", "way_out"),
     [
-        ("sam", "sam2", "use segmenter sam2"),
-        ("sam", "sam2_video", "use segmenter sam2"),
-        ("sam2", "sam", "segmenter sam"),
+        ("sam", "sam2", r"set mal\.segmenter: sam2"),
+        ("sam", "sam2_video", r"set mal\.segmenter: sam2"),
+        ("sam2", "sam", r"set mal\.segmenter: sam"),
     ],
 )
 def test_a_checkpoint_of_the_other_family_is_refused_with_the_way_out(folders, family, other, way_out):
@@ -304,9 +304,25 @@ def test_a_checkpoint_of_another_model_is_refused_with_an_example(folders, tmp_p
         sam_segmenter_digest(config(copied(folders["sam2"], tmp_path, model_type="edgetam"), "sam2"))
 
 
+def test_a_folder_of_mask_auto_labeler_is_refused_with_the_way_out(tmp_path, family):
+    (tmp_path / "config.json").write_text('{"model_type": "mal"}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"is a 'mal'.*set mal\.segmenter: mal"):
+        sam_segmenter_digest(config(tmp_path, family))
+
+
+def test_weights_that_give_no_numbers_in_fp32_are_called_damaged(folders, family):
+    segmenter = load_sam_segmenter(config(folders[family], family), device="cpu")
+    torch.nn.init.constant_(next(segmenter.model.mask_decoder.parameters()), float("nan"))
+    with pytest.raises(CheckpointError, match="no numbers; its weights are damaged: fetch the checkpoint again"):
+        segmenter.segment([IMAGE], [BOXES[:1]])
+
+
 def test_an_original_file_is_refused_with_the_way_out(tmp_path, family):
     (tmp_path / "sam_vit_b.pth").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"is an original file; .* hub id such as facebook/sam"):
+    with pytest.raises(
+        CheckpointError, match=r"is an original file; .* hub id such as facebook/sam.* set mal\.segmenter: mal"
+    ):
         sam_segmenter_digest(config(tmp_path / "sam_vit_b.pth", family))
 
 

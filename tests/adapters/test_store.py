@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.errors import ArtifactError
 from tasks.domain.images import is_inner_path
-from tasks.store import ArtifactStore, DamagedArtifactError, Folder, MissingFileError
+from tasks.store import ArtifactStore, DamagedArtifactError, Folder, MissingFileError, folder_and_name
 
 KEY = "ab" * 32
 ODD_NAMES = ["with space", "per%20cent#", "ünïcödé 照片", "-dash", "back\\slash", "a::b", "[1]*?", "n" * 255]
@@ -317,3 +317,64 @@ def test_a_password_in_the_error_of_a_backend_is_not_shown(monkeypatch: pytest.M
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", fail)
     with pytest.raises(ArtifactError, match=r"ConnectionError: no answer from ftp://me:\*\*\*@example\.org/a"):
         Folder("memory://").read("a")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [
+            "ROOT/a",
+            "ROOT/a/",
+            "ROOT/./b/../a",
+            "file://ROOT/a",
+            "local://ROOT/a",
+            "ROOT/link",
+            "simplecache::file://ROOT/a",
+        ],
+        ["memory://h/a", "memory:///h/a", "memory://h//b/../a/", "simplecache::memory://h/a"],
+    ],
+)
+def test_a_folder_has_one_place_however_it_is_spelled(tmp_path: Path, others: list[str]) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    assert len({Folder(other.replace("ROOT", str(tmp_path))).place for other in others}) == 1
+
+
+@pytest.mark.parametrize("root", ["/", "file:///", "memory://", "memory://a"])
+def test_places_below_a_folder_begin_with_its_own(root: str) -> None:
+    outer = Folder(root).place
+    inner = Folder(f"{root.rstrip('/')}/a/b" if root.endswith("a") else f"{root}a/b").place
+    assert inner[: len(outer)] == outer != inner
+
+
+def test_the_same_path_on_two_backends_is_two_places(tmp_path: Path) -> None:
+    assert Folder(str(tmp_path)).place != Folder(f"memory://{tmp_path}").place
+
+
+@pytest.mark.parametrize("address", ["a\0b", "file:///a\0b"])
+def test_a_folder_that_no_system_can_have_is_an_error_that_names_it(address: str) -> None:
+    with pytest.raises(ArtifactError, match=r"^(file:///)?a.b cannot be used: ValueError: embedded null"):
+        _ = Folder(address).place
+
+
+@pytest.mark.parametrize(
+    ("address", "folder", "name"),
+    [
+        ("a.json", ".", "a.json"),
+        ("/a.json", "/", "a.json"),
+        ("b/a.json", "b", "a.json"),
+        ("memory://a.json", "memory://", "a.json"),
+        ("memory:///a.json", "memory:///", "a.json"),
+        ("file:///a.json", "file:///", "a.json"),
+        ("s3://bucket/a.json", "s3://bucket", "a.json"),
+        ("simplecache::memory://a.json", "simplecache::memory://", "a.json"),
+        ("b/", "b", ""),
+    ],
+)
+def test_an_address_of_a_file_is_its_folder_and_its_name(address: str, folder: str, name: str) -> None:
+    assert folder_and_name(address, {}) == (Folder(folder), name)
+
+
+def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Folder("~nobodyx").write("a", b"content")
+    assert (tmp_path / "~nobodyx" / "a").read_bytes() == b"content"

@@ -1,6 +1,7 @@
 """Boxes, then their masks in one run, or as two flows one after the other."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from flows.mask_plan import plan_masks
 from flows.plan import plan_run
 from flows.segment_masks import segment_masks
 from tasks.domain.artifacts import ArtifactRef
-from tasks.domain.errors import CheckpointError, SpecError
+from tasks.domain.errors import ArtifactError, CheckpointError, SpecError
 from tasks.models.fake import FakeDetector, FakeSegmenter
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("server")]
@@ -168,6 +169,42 @@ def test_parameters_may_come_as_json(paint_image, spec_of_both, results):
 def test_masks_of_a_detection_that_never_ran_are_refused(spec_of_both):
     with pytest.raises(SpecError, match=r"holds no run\.json of a detection"):
         segment_masks(spec_of_both({"class_names": ["cat"]}))
+
+
+@pytest.mark.parametrize("kind", ["labels", "annotations"])
+def test_labels_that_are_gone_from_the_cache_are_told_with_the_command_that_makes_them(
+    paint_image, spec_of_both, results, kind
+):
+    paint_image("1.png", [("cat", 0.9, CAT)])
+    spec = spec_of_both({"class_names": ["cat"]})
+    auto_label(spec)
+    shutil.rmtree(results / "cache" / kind)
+    with pytest.raises(ArtifactError, match=r"is missing; check cache_dir, or run `autolabel generate`") as told:
+        segment_masks(spec)
+    assert "run the same command again" not in str(told.value)
+    assert label_dataset(spec).masks.masks.counts.masks == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"labels": None},
+        {"labels": "labels"},
+        {"labels": {"kind": "labels", "key": "1" * 64}},
+        {"labels": {"kind": "labels", "key": "1" * 64, "sha256": "1" * 64, "more": ""}},
+        {"labels": {"kind": "labels", "key": 1, "sha256": "1" * 64}},
+        {"digests": None},
+        {"digests": ["detector"]},
+    ],
+)
+def test_a_damaged_record_of_a_detection_is_none(paint_image, spec_of_both, results, damage):
+    paint_image("1.png", [("cat", 0.9, CAT)])
+    spec = spec_of_both({"class_names": ["cat"]})
+    auto_label(spec)
+    record = json.loads((results / "run.json").read_text())
+    (results / "run.json").write_text(json.dumps(record | damage))
+    with pytest.raises(SpecError, match=r"holds no run\.json of a detection"):
+        segment_masks(spec)
 
 
 def test_the_labels_of_a_detection_are_no_boxes_of_a_file(make_mask_spec, write_boxes):

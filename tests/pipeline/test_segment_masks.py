@@ -18,7 +18,7 @@ from flows import segment_masks as flow_module
 from flows.mask_plan import plan_masks
 from flows.segment_masks import segment_masks
 from tasks import segment as step
-from tasks.domain.errors import CheckpointError, FormatError, SpecError
+from tasks.domain.errors import ArtifactError, CheckpointError, FormatError, SpecError
 from tasks.domain.summary import ImageStates
 from tasks.models.fake import FakeSegmenter
 
@@ -157,7 +157,24 @@ def test_m5_the_folders_of_the_output_are_made(paint_image, write_boxes, make_ma
         assert len(json.load(file)["annotations"]) == 1
 
 
-@pytest.mark.parametrize("name", ["../boxes.json", "run.json", "./status.json", "cache", "sub/.."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../boxes.json",
+        "local://ROOT/boxes.json",
+        "file://ROOT/results/../boxes.json",
+        "simplecache::file://ROOT/boxes.json",
+        "run.json",
+        "./status.json",
+        "cache",
+        "cache/masks.json",
+        "images_annotated/masks.json",
+        "x/../images_annotated/deep/masks.json",
+        "file://ROOT/results/images_annotated/masks.json",
+        "sub/..",
+        "a\0b.json",
+    ],
+)
 def test_m5_an_output_over_a_file_that_is_needed_is_refused_early(
     paint_image, write_boxes, make_mask_spec, results, tmp_path, name
 ):
@@ -166,9 +183,71 @@ def test_m5_an_output_over_a_file_that_is_needed_is_refused_early(
     write_boxes({"a.png": [BOX]})
     before = (tmp_path / "boxes.json").read_bytes()
     with pytest.raises(SpecError, match=r"mal\.inference\.label_dump_path: found"):
-        segment_masks(make_mask_spec({"label_dump_path": name}))
+        segment_masks(make_mask_spec({"label_dump_path": name.replace("ROOT", str(tmp_path))}))
     assert (tmp_path / "boxes.json").read_bytes() == before
     assert not (results / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["memory://mine/boxes.json", "memory:///mine//boxes.json", "memory://mine/b/../boxes.json"]
+)
+def test_an_output_over_the_boxes_is_refused_however_the_url_is_spelled(make_mask_spec, name):
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/mine/boxes.json", b"{}")
+    spec = make_mask_spec({"ann_path": "memory://mine/boxes.json", "label_dump_path": name})
+    with pytest.raises(SpecError, match="which is ann_path"):
+        segment_masks(spec)
+    assert memory.cat_file("/mine/boxes.json") == b"{}"
+
+
+@pytest.mark.parametrize("moved", ["images", "boxes.json"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_inputs_among_the_pictures_that_a_run_deletes_are_refused(
+    paint_image, write_boxes, make_mask_spec, results, tmp_path, moved, linked
+):
+    paint_image("a.png", [])
+    write_boxes({"a.png": [BOX]})
+    (results / "images_annotated").mkdir(parents=True)
+    (results / "run.json").write_text("{}")
+    inside = results / "images_annotated" / moved
+    (tmp_path / moved).rename(inside)
+    if linked:
+        (tmp_path / moved).symlink_to(inside)
+    key = {"images": "img_dir", "boxes.json": "ann_path"}[moved]
+    spec = make_mask_spec({key: str(tmp_path / moved if linked else inside)})
+    with pytest.raises(SpecError, match=rf"{key}: found .*lies in images_annotated of results_dir"):
+        segment_masks(spec)
+    assert inside.exists()
+
+
+def test_boxes_and_masks_directly_below_a_protocol_are_read_and_written_there(
+    paint_image, write_boxes, make_mask_spec, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    paint_image("a.png", [])
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/boxes.json", json.dumps(write_boxes({"a.png": [BOX]})).encode())
+    segment_masks(make_mask_spec({"ann_path": "memory://boxes.json", "label_dump_path": "memory://dumped.json"}))
+    assert len(json.loads(memory.cat_file("/dumped.json"))["annotations"]) == 1
+    assert not (tmp_path / "memory:").exists()
+
+
+@pytest.mark.parametrize(("key", "error"), [("ann_path", ArtifactError), ("img_dir", SpecError)])
+@pytest.mark.parametrize("path", ["~nobodyx/there", "a\0b", "file:///a\0b"])
+def test_a_path_that_no_system_knows_is_an_error_of_the_spec_or_of_its_file(
+    paint_image, write_boxes, make_mask_spec, key, error, path
+):
+    paint_image("a.png", [])
+    write_boxes({"a.png": [BOX]})
+    with pytest.raises(error, match=r"nobodyx|a.*b"):
+        segment_masks(make_mask_spec({key: path}))
+
+
+def test_masks_for_an_unknown_home_folder_go_below_results_dir(paint_image, write_boxes, make_mask_spec, results):
+    paint_image("a.png", [])
+    write_boxes({"a.png": [BOX]})
+    segment_masks(make_mask_spec({"label_dump_path": "~nobodyx/masks.json"}))
+    assert len(labels_in(results, "~nobodyx/masks.json")) == 1
 
 
 # --- which pixels, and how often (M-6)
@@ -428,9 +507,10 @@ def test_a_folder_of_images_that_is_not_there_is_refused(write_boxes, make_mask_
         segment_masks(make_mask_spec({"img_dir": str(tmp_path / "nowhere")}))
 
 
-def test_names_of_another_folder_are_told_in_one_warning(paint_image, write_boxes, make_mask_spec, caplog):
+@pytest.mark.parametrize("folder", ["val", "/data/images", "."])
+def test_names_of_another_folder_are_told_in_one_warning(paint_image, write_boxes, make_mask_spec, caplog, folder):
     paint_image("a.png", [])
-    write_boxes({"val/b.png": [BOX], "val/c.png": [BOX]})
+    write_boxes({f"{folder}/b.png": [BOX], f"{folder}/c.png": [BOX]})
     with caplog.at_level(logging.WARNING, "tasks"):
         record = segment_masks(make_mask_spec())
     assert record.images.failed == 2

@@ -17,6 +17,7 @@ from tasks.domain.scenes import SHAPES, draw_scene
 from tasks.domain.spec_train_mal import TrainMalSpec
 from tasks.formats.scene_truth import dump_scene_truth
 from tasks.models.mal.checkpoints import load_network
+from tasks.models.mal.training_state import dump_state, load_state
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("server")]
 
@@ -154,6 +155,52 @@ def test_a_training_goes_on_from_the_state_of_another_results_dir(make_spec: Mak
 def test_a_state_that_is_not_there_is_an_error_that_says_what_is_expected(make_spec: MakeSpec) -> None:
     with pytest.raises(CheckpointError, match=r"resume_training_checkpoint_path none\.pt cannot be read: No such file"):
         train_mal(make_spec(resume_training_checkpoint_path="none.pt"))
+
+
+def test_a_state_of_another_training_is_refused_by_its_path(make_spec: MakeSpec, tmp_path: Path) -> None:
+    train_mal(make_spec(num_epochs=1))
+    state = tmp_path / "out" / "checkpoints" / "last.pt"
+    with pytest.raises(SpecError) as refused:
+        train_mal(make_spec("elsewhere", num_epochs=1, lr=2e-3, resume_training_checkpoint_path=str(state)))
+    assert f"train.resume_training_checkpoint_path {state} is of another training" in str(refused.value)
+    assert "leave it out to begin anew, or give the mal folder beside" in str(refused.value)
+
+
+def test_a_state_from_before_a_key_existed_goes_on_where_the_key_has_its_default(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    first = train_mal(make_spec(num_epochs=1))
+    file = tmp_path / "out" / "checkpoints" / "last.pt"
+    state = load_state(file.read_bytes(), "last.pt")
+    del state.asked["train.wd"], state.asked["train.augmentation.flip_prob"]
+    file.write_bytes(dump_state(state))
+    assert train_mal(make_spec(num_epochs=1)).epochs == first.epochs
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:77"])
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_written(
+    make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    spec = make_spec()
+    monkeypatch.setenv("AUTOLABEL_DEVICE", device)
+    with pytest.raises(SpecError, match=f"device '{device}' cannot be used"):
+        train_mal(spec)
+    assert {path.name for path in (tmp_path / "out").iterdir()} <= {"status.json"}
+
+
+def test_boxes_that_were_measured_with_are_checked_again_before_they_are_learned_from(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    def widen(document: dict[str, Any]) -> None:
+        for row in document["annotations"]:
+            row["bbox"] = [0, 0, 96, 96]
+
+    edit(tmp_path / "val" / "boxes.json", widen)
+    train_mal(make_spec(num_epochs=1, dataset={"load_mask": False}))
+    val = {name: str(tmp_path / "val" / file) for name, file in (("ann_path", "boxes.json"), ("img_dir", "images"))}
+    data = {f"train_{name}": path for name, path in val.items()} | {"load_mask": False}
+    with pytest.raises(SpecError, match="every box is its whole image"):
+        train_mal(make_spec(num_epochs=1, dataset=data))
 
 
 def test_a_network_of_someone_else_is_not_replaced(make_spec: MakeSpec, tmp_path: Path) -> None:

@@ -385,6 +385,11 @@ def test_whatever_stands_in_a_file_is_evaluated_or_refused_in_words(part, change
             TRUTH.replace(b'"bbox": [10, ', b'"bbox": ["x", '),
             "`annotations` of the ground truth: entry 0 is .*bbox",
         ),
+        (
+            json.dumps([{"segmentation": [[1.5] * 99], "image_id": 0, "category_id": 90, "bbox": "x"}]).encode(),
+            TRUTH,
+            'entry 0 is {"image_id": 0, "category_id": 90, "bbox": "x"}, expected',
+        ),
         (b"[]", TRUTH.replace(b'"image_id": 7', b'"image_id": 8'), "entry 1 has image_id 8 and category_id 3"),
         (labels(labelled("z.jpg")), TRUTH, "no image in common: labels have 'z.jpg', the truth has 'a.jpg', 'b/a.jpg'"),
         (dump_coco([labelled("a.jpg")], ("bus",)), TRUTH, "no class in common: labels have 'bus'"),

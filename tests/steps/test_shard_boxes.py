@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from tasks.domain.artifacts import ArtifactRef
@@ -66,6 +67,11 @@ def test_a_file_that_is_not_coco_is_named(store, tmp_path):
     (tmp_path / "boxes.json").write_text("[]")
     with pytest.raises(FormatError, match=r"COCO file .*boxes\.json: found \[\]"):
         build_boxes(store, CocoFile(str(tmp_path / "boxes.json")), 5)
+
+
+def test_a_file_directly_below_a_protocol_is_read():
+    fsspec.filesystem("memory").pipe_file("/boxes-of-shard-boxes.json", b"{}")
+    assert CocoFile("memory://boxes-of-shard-boxes.json").read() == b"{}"
 
 
 def test_a_file_that_is_not_there_is_named(store, tmp_path):

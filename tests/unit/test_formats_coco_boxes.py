@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks.formats.coco_boxes import (
     load_image_rows,
     read_boxes_file,
     renumbered,
+    told_row,
     write_document,
 )
 
@@ -148,6 +150,23 @@ def test_what_cannot_be_meant_is_refused_by_its_place(make, told):
         content = {name: value for name, value in content.items() if value is not ...}
     with pytest.raises(FormatError, match=told):
         read(content)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"bbox": [1, "x", 3, 4]}, '"bbox": [1, "x", 3, 4]'), ({"id": []}, '"id": []')]
+)
+def test_a_refused_row_is_told_by_the_fields_that_are_judged(wrong, told):
+    whole = document()
+    whole["annotations"][2] = {"segmentation": [[10.25] * 400], "area": 3} | whole["annotations"][2] | wrong
+    with pytest.raises(FormatError, match=re.escape(told)) as refused:
+        read(whole)
+    assert "segmentation" not in str(refused.value)
+
+
+def test_what_is_cut_from_a_refused_row_is_marked():
+    assert told_row({"id": 1, "file_name": "ü" * 7}) == json.dumps({"id": 1, "file_name": "ü" * 7})
+    assert told_row({"id": "x" * 500}) == '{"id": "' + "x" * 192 + "..."
+    assert told_row([0] * 500).endswith("...")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe\xfd", b"[" * 100_000])

@@ -1,6 +1,7 @@
 """What a mask, or the lack of one, makes of an annotation: all else stays."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,15 @@ def test_a_picture_shows_what_lies_in_the_image_with_or_without_a_mask():
         ("7", (5, 6, 25, 16), 0.5, MASK),
         ("7", (60, 40, 64, 48), None, None),
     ]
+
+
+@pytest.mark.parametrize(
+    "score", [10**400, -(10**400), math.inf, math.nan, True, "high"], ids=lambda score: str(score)[:9]
+)
+def test_a_score_that_is_no_finite_number_is_drawn_as_none(score):
+    image = drawn(settled(boxed(BOX | {"score": score}), {"a.png": (MASK,)}, {}), lambda row: "cat")
+    assert image is not None
+    assert [label.score for label in image.annotations] == [None]
 
 
 def test_an_image_that_failed_has_no_picture():

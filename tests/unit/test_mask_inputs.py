@@ -3,6 +3,7 @@
 import pytest
 
 from flows.mask_inputs import masks_path, segmenter_of
+from flows.run_inputs import store_of
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import ExperimentSpec, validate_spec
 from tasks.models import SegmenterConfig
@@ -63,11 +64,19 @@ def test_a_crop_that_is_no_whole_number_of_patches_is_refused(crop_size):
         ("b/a.json", "out/b/a.json"),
         ("/a.json", "/a.json"),
         ("s3://b/a.json", "s3://b/a.json"),
+        ("~nobodyx/a.json", "out/~nobodyx/a.json"),
     ],
 )
 def test_the_masks_go_below_results_dir_or_where_a_whole_path_says(name, path):
     inference = {"ann_path": "boxes.json", "img_dir": "images", "label_dump_path": name}
     assert masks_path(spec(inference=inference)) == path
+
+
+def test_masks_with_results_directly_below_a_protocol_stay_behind_it():
+    top = {"autolabel_type": "mal", "results_dir": "memory://"}
+    inference = {"ann_path": "boxes.json", "img_dir": "images", "label_dump_path": "a.json"}
+    asked = validate_spec({**top, "mal": {"checkpoint": "fake", "inference": inference}})
+    assert (masks_path(asked), store_of(asked).uri) == ("memory://a.json", "memory://cache")
 
 
 def test_a_missing_segmenter_is_told_with_examples():

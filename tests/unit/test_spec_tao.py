@@ -269,7 +269,7 @@ def test_a_box2seg_spec_names_its_boxes() -> None:
 
 def test_a_block_left_out_has_the_defaults_of_tao() -> None:
     text2box, box2seg = parse(TEXT2BOX), parse(BOX2SEG)
-    # What is about the network is an exception: empty means what the checkpoint says, and that of TAO's is TAO's default.
+    # What is about the network is an exception: empty means what the checkpoint says; TAO's say TAO's defaults.
     sizes = {"arch": "vit-mae-base/16", "not_adjust_scale": False, "mask_scale_ratio_pre": 1, "mask_scale_ratio": 2.0}
     assert text2box.mal.model.model_copy(update=sizes) == box2seg.mal.model
     assert text2box.mal.dataset.model_copy(update={"crop_size": 512}) == box2seg.mal.dataset

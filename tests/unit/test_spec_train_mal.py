@@ -164,10 +164,13 @@ def test_what_is_missing_is_told_all_at_once() -> None:
         ("dataset.val_ann_path=v.json", "dataset.val_img_dir: found nothing, expected both of val_ann_path and"),
         ("model.dim=96", "model.depth: found nothing, expected all of dim, depth and heads, or none of them"),
         ("model={dim: 96, depth: 4, heads: 5}", "model.dim: found 96, expected a multiple of 8 and of heads (5)"),
-        ("model.frozen_stages=[1, 2, 3]", "model.frozen_stages: found a list, expected [-1], [last] or [first, last]"),
+        ("model.frozen_stages=[]", "model.frozen_stages: found an empty list, expected at least 1 of them"),
         ("model.mask_scale_ratio=1", "model.mask_scale_ratio: found 1.0, expected 2 where the map follows"),
         ("model.mask_head_num_convs=3", "model.mask_head_num_convs: found 3, expected at least 4"),
         ("model.arch=fan_small_12_p4_hybrid", "model.arch: found"),
+        ("train.gpu_ids=[1, 1]", "train.gpu_ids: found a list, expected every GPU once"),
+        ("train.seed=4294967296", "train.seed: found 4294967296, expected at most 4294967295"),
+        ("train.optim_eps=0", "train.optim_eps: found 0, expected more than 0"),
         ("train.crf_kernel_size=4", "train.crf_kernel_size: found 4, expected an odd number"),
         ("train.margin_rate=[1.2, 0]", "train.margin_rate: found a list, expected the smaller number first"),
         ("train.crf_value_low_thres=0.95", "train.crf_value_low_thres: found 0.95, expected less than"),
@@ -178,6 +181,10 @@ def test_what_is_missing_is_told_all_at_once() -> None:
 )
 def test_a_value_that_cannot_be_meant_is_refused_where_it_stands(override: str, message: str) -> None:
     assert message in problems_of(override)
+
+
+def test_stages_to_freeze_can_be_named_one_by_one() -> None:
+    assert mine("model.frozen_stages=[0, 2, 4]").model.frozen_stages == (0, 2, 4)
 
 
 def test_a_crop_of_an_odd_number_of_tokens_fits_a_network_of_one_scale() -> None:

@@ -20,13 +20,15 @@ ALL = Limits()
 SQUARE = {"segmentation": [[10, 10, 30, 10, 30, 30, 10, 30]]}
 
 
-def read(*rows: dict[str, Any], limits: Limits = ALL, masks: bool = False, **images: Any) -> LabelledBoxes:
+def read(
+    *rows: dict[str, Any], limits: Limits = ALL, masks: bool = False, learns: bool = True, **images: Any
+) -> LabelledBoxes:
     document = {
         "images": [{"id": i, "file_name": name} for i, name in IMAGES.items()] + list(images.get("more", [])),
         "categories": [{"id": 1, "name": "thing"}],
         "annotations": [{"image_id": 1, "category_id": 1, **row} for row in rows],
     }
-    return read_labelled_boxes(json.dumps(document).encode(), INDEX, limits, masks=masks)
+    return read_labelled_boxes(json.dumps(document).encode(), INDEX, limits, masks=masks, learns=learns)
 
 
 def problem_of(*rows: dict[str, Any], **more: Any) -> str:
@@ -86,6 +88,10 @@ def test_a_file_without_a_box_that_counts_is_refused_with_the_reasons() -> None:
 
 def test_boxes_that_are_all_whole_images_have_nothing_to_tell_from() -> None:
     assert "every box is its whole image" in problem_of({"bbox": [0, 0, 100, 80]})
+
+
+def test_boxes_that_are_all_whole_images_can_be_measured_with() -> None:
+    assert len(read({"bbox": [0, 0, 100, 80]}, learns=False)) == 1
 
 
 def test_masks_are_kept_as_pycocotools_has_them() -> None:

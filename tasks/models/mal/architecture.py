@@ -56,10 +56,16 @@ class MalArchitecture:
             )
 
     def refuse_crop(self, crop_size: int) -> None:
-        """Raise SpecError for a crop that tokens do not fill, or whose map cannot be halved for small boxes."""
+        """Raise SpecError for a crop that tokens do not fill, or whose map cannot be resized as the network does."""
         step = self.patch * (2 if self.adjusts_scale else 1)
         if crop_size % step or crop_size < step:
             raise SpecError(f"crop_size: found {crop_size}, expected a multiple of {step} pixels for this network")
+        side = crop_size // self.patch * self.scale_before
+        if self.head_convs >= 4 and side * self.scale < 1:
+            raise SpecError(
+                f"mask_scale_ratio: found {self.scale:g}, expected at least {1 / side:g}: a crop of {crop_size} "
+                f"pixels has a map of {side} x {side} before it"
+            )
 
 
 # The sizes are those of the papers: DeiT (arXiv 2012.12877, table 1), MAE (arXiv 2111.06377, section 4.1). Grids are

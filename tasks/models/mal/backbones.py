@@ -23,6 +23,19 @@ _UNFIT = (
     (re.compile(r"\.gamma_[12]$"), "a DeiT III or BEiT, whose blocks scale their answers"),
 )
 
+# Fields of `MalArchitecture` that tensors follow from, by the keys of the spec that decide them.
+_IN_THE_SPEC = {
+    "dim": "model.dim (or arch)",
+    "depth": "model.depth (or arch)",
+    "heads": "model.heads (or arch)",
+    "stem": "model.stem",
+    "patch": "the side of a token",
+    "grid": "the grid of tokens (dataset.crop_size / 16 with model.dim)",
+    "head_convs": "model.mask_head_num_convs",
+    "head_hidden": "model.mask_head_hidden_channel",
+    "head_out": "model.mask_head_out_channel",
+}
+
 
 def load_backbone(network: MalNetwork, path: str | Path) -> tuple[str, ...]:
     """Fill a network with a pretrained backbone, or with the student of a MAL checkpoint.
@@ -52,7 +65,10 @@ def _load_student(network: MalNetwork, path: Path) -> tuple[str, ...]:
     description, (student,) = load_mal(path, ("student",))
     found, expected = _untold(description.architecture), _untold(network.architecture)
     if found != expected:
-        raise CheckpointError(f"checkpoint {path} is a {found}; expected {expected}; correct the architecture")
+        raise CheckpointError(
+            f"checkpoint {path} is another network: {_differences(found, expected)}; make the spec agree with it, or "
+            "start from another checkpoint"
+        )
     network.load_state_dict(student.state_dict())
     return ()
 
@@ -60,6 +76,15 @@ def _load_student(network: MalNetwork, path: Path) -> tuple[str, ...]:
 def _untold(architecture: MalArchitecture) -> MalArchitecture:
     """The architecture without what changes no tensor, and may differ from the checkpoint's."""
     return replace(architecture, adjusts_scale=False, scale_before=1, scale=2.0)
+
+
+def _differences(found: MalArchitecture, expected: MalArchitecture) -> str:
+    """The sizes that differ, in the words of the spec."""
+    return ", ".join(
+        f"{words} is {getattr(found, name)} there and {getattr(expected, name)} here"
+        for name, words in _IN_THE_SPEC.items()
+        if getattr(found, name) != getattr(expected, name)
+    )
 
 
 def _refuse_unfit(tensors: Tensors, path: Path) -> None:

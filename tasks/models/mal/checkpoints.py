@@ -60,17 +60,20 @@ class MalDescription:
     crop_size: int
 
 
-def load_network(path: str | Path, weights: Role = "student") -> MalNetwork:
+def load_network(path: str | Path, weights: Role = "student", *, overrides: Overrides | None = None) -> MalNetwork:
     """One network of a checkpoint, in fp32 on the CPU and in evaluation mode, every weight of it from the file.
 
     Args:
         path: a `.ckpt`, `.pth` or `.pt` of NVlabs or TAO, their `.safetensors`, or a folder of `save_checkpoint`.
         weights: the network that was trained, or the moving average of it.
+        overrides: what the files of NVlabs and TAO cannot tell, where it is not as published.
 
     Raises:
-        CheckpointError: it is missing, encrypted, damaged, incomplete, or of an architecture that is not supported.
+        CheckpointError: it is missing, encrypted, damaged, incomplete, or of an architecture that is not supported; or
+            the network is not the `arch` that the overrides expect.
+        SpecError: `arch` is not known, or the overrides make no network.
     """
-    return load_mal(path, (weights,))[1][0]
+    return load_mal(path, (weights,), overrides)[1][0]
 
 
 def load_mal(

@@ -12,14 +12,20 @@ from tasks.models.mal.vit import VisionTransformer
 
 SMALL, MEDIUM = 32**2, 96**2  # square pixels, COCO's limits: the largest box that counts as small, as medium
 SIZES = 3
+_AREA_DECIMALS = 6  # finer than any box is drawn, coarser than what float64 loses on coordinates up to 1e5
 
 
 def size_of_boxes(boxes: Tensor) -> Tensor:
     """0, 1 or 2 for boxes (B, 4) xyxy that are small, medium or large by their area: (B,) int64.
 
     The ranges are (0, 32^2], (32^2, 96^2] and above, so that every box is in one; a box without area is small.
+
+    Areas are rounded to a millionth of a square pixel, since the far corner x + w less x is not always w: given in
+    float64, a box of 32 x 32 is small at whatever fraction of a pixel it begins. Corners in float32 have lost more than
+    that (up to 2e-4 pixels at 4096), and a box at a limit may fall to either side.
     """
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    exact = boxes.double()
+    areas = (exact[:, 2:] - exact[:, :2]).prod(dim=1).round(decimals=_AREA_DECIMALS)
     return (areas > SMALL).long() + (areas > MEDIUM).long()
 
 

@@ -48,7 +48,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples on a device: views (B, 3, S, S) normalised, box masks (B, 1, S, S) in [0, 1], boxes (B, 4) xyxy."""
+    """Samples on a device: views (B, 3, S, S) normalised, box masks (B, 1, S, S) in [0, 1], boxes (B, 4) xyxy.
+
+    All are float32 but the boxes, which are float64: their areas decide sizes, as they do when labelling.
+    """
 
     student: Tensor
     teacher: Tensor
@@ -66,7 +69,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         normalise([sample.student for sample in samples]),
         normalise([sample.teacher for sample in samples]),
         torch.from_numpy(np.stack([sample.mask for sample in samples]))[:, None].float(),
-        torch.tensor([sample.box for sample in samples], dtype=torch.float32),
+        torch.tensor([sample.box for sample in samples], dtype=torch.float64),
     )
 
 

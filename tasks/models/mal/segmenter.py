@@ -110,10 +110,13 @@ class MalSegmenter:
         scaled = functional.interpolate(logits, (side, side), mode="bilinear", align_corners=False)
         probabilities: Probabilities = scaled.sigmoid()[:, 0].cpu().numpy()
         if np.isnan(probabilities).any():
-            raise CheckpointError(
-                f"the model gives logits that are no numbers; use precision fp32 (it is {self._config.precision})"
-            )
+            raise CheckpointError(f"the model gives logits that are no numbers; {self._way_out()}")
         return probabilities
+
+    def _way_out(self) -> str:
+        if self._config.precision == "fp32":
+            return "its weights are damaged, or its training diverged: use another checkpoint"
+        return f"use precision fp32 (it is {self._config.precision})"
 
     def _logits(self, crops: Tensor, boxes: Tensor) -> Tensor:
         """The networks' mean (B, 1, h, w) in fp32."""

@@ -47,11 +47,11 @@ def warm_up(epoch: int, step: int, steps: int) -> float:
 
 def frozen_prefixes(stages: tuple[int, ...]) -> tuple[str, ...]:
     """How the names of the parameters begin that keep their weights; `stages` as `model.frozen_stages` has it."""
-    first, last = stages if len(stages) == 2 else (0, stages[0])
-    if last < 0:
-        return ()
-    stem = ("backbone.patch_embed.",) if first == 0 and last > 0 else ()
-    return (*stem, *(f"backbone.blocks.{block - 1}." for block in range(max(first, 1), last + 1)))
+    if len(stages) <= 2:
+        first, last = stages if len(stages) == 2 else (0, stages[0])
+        stages = tuple(range(max(first, 0), last + 1))
+    stem = ("backbone.patch_embed.",) if 0 in stages else ()
+    return (*stem, *(f"backbone.blocks.{stage - 1}." for stage in stages if stage > 0))
 
 
 @dataclass(frozen=True)

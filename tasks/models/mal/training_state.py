@@ -18,6 +18,7 @@ from tasks.domain.spec_train_mal import TOKEN, TrainMalSpec
 from tasks.models.mal.architecture import ARCHITECTURES, MalArchitecture
 from tasks.models.mal.backbones import load_backbone
 from tasks.models.mal.network import MalNetwork
+from tasks.models.tensor_files import UNREADABLE, load_plain
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class TrainingState:
 
 
 def architecture_of(spec: TrainMalSpec) -> MalArchitecture:
-    """The network that the spec asks for. Raises SpecError for sizes that make none.
+    """The network that the spec asks for. Raises SpecError for sizes that make none, or none for the spec's crops.
 
     The position embedding of a network of the user's own sizes is made for the crop itself; that of a published one for
     its pretraining, and resized.
@@ -74,7 +75,7 @@ def architecture_of(spec: TrainMalSpec) -> MalArchitecture:
     asked = spec.model
     published = ARCHITECTURES[asked.arch]
     dim, depth, heads = asked.sizes or (published.dim, published.depth, published.heads)
-    return MalArchitecture(
+    architecture = MalArchitecture(
         dim=dim,
         depth=depth,
         heads=heads,
@@ -87,6 +88,8 @@ def architecture_of(spec: TrainMalSpec) -> MalArchitecture:
         scale_before=asked.mask_scale_ratio_pre,
         scale=asked.mask_scale_ratio,
     )
+    architecture.refuse_crop(spec.dataset.crop_size)
+    return architecture
 
 
 def initial_state(spec: TrainMalSpec, asked: Mapping[str, Json], seed: int) -> TrainingState:
@@ -128,11 +131,18 @@ def dump_state(state: TrainingState) -> bytes:
 def load_state(data: bytes, what: str) -> TrainingState:
     """The state that `dump_state` wrote; `what` names the file. Raises CheckpointError for anything else."""
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{what} is no state of a training, or damaged; delete it to begin anew") from error
+        content = load_plain(io.BytesIO(data))
+    except (*UNREADABLE, pickle.UnpicklingError) as error:
+        raise CheckpointError(_damaged(what)) from error
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise CheckpointError(
             f"{what} is no state of this trainer; give weights of another one as train.pretrained_model_path"
         )
-    return TrainingState(**{**content, "totals": Totals(**content["totals"])})
+    try:
+        return TrainingState(**{**content, "totals": Totals(**content["totals"])})
+    except (LookupError, TypeError) as error:
+        raise CheckpointError(_damaged(what)) from error
+
+
+def _damaged(what: str) -> str:
+    return f"{what} is no state of a training, or damaged; delete it to begin anew"

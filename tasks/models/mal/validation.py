@@ -94,7 +94,7 @@ def mean_projection_loss(
             mask = crop_box(box, window, image.height, image.width, size, wrap=False)
             with torch.inference_mode():
                 crops = normalise([crop_image(pixels, window, size)]).to(device)
-                logits = network(crops, torch.tensor([box], device=device))
+                logits = network(crops, torch.tensor([box], dtype=torch.float64, device=device))
                 masks = torch.from_numpy(mask.copy())[None, None].float().to(device)
                 scaled = functional.interpolate(masks, logits.shape[-2:], mode="bilinear", align_corners=False)
                 losses.append(float(projection_loss(logits.float().sigmoid(), scaled)))
