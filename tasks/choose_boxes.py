@@ -15,7 +15,7 @@ from tasks.domain.images import Failure
 from tasks.domain.training_boxes import LabelledBoxes, Limits
 from tasks.formats.image_index import read_image_index
 from tasks.formats.training_boxes import dump_labelled_boxes, load_labelled_boxes, read_labelled_boxes
-from tasks.store import ArtifactStore, Folder
+from tasks.store import ArtifactStore, Folder, folder_and_name
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +73,8 @@ def choose_boxes(store: ArtifactStore, place: Folder, wanted: Sequence[Wanted]) 
 
 
 def _choose(store: ArtifactStore, place: Folder, wanted: Wanted) -> tuple[Chosen, bool]:
-    folder, slash, name = wanted.path.replace("\\", "/").rpartition("/")
-    data = Folder(folder or slash or ".", place.storage_options).read(name)
+    folder, name = folder_and_name(wanted.path.replace("\\", "/"), place.storage_options)
+    data = folder.read(name)
     key = content_key(
         "choose boxes",
         VERSION,

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.domain.mask_quality import MEDIUM, SMALL
 from tasks.models.mal.architecture import MalArchitecture
 from tasks.models.mal.vit import VisionTransformer
 
-SMALL, MEDIUM = 32**2, 96**2  # square pixels, COCO's limits: the largest box that counts as small, as medium
 SIZES = 3
 _AREA_DECIMALS = 6  # finer than any box is drawn, coarser than what float64 loses on coordinates up to 1e5
 
