@@ -142,22 +142,26 @@ def as_a_run(folder: Path, count: int, config: object) -> None:
     """The steps of a mask run one after the other, from the COCO file to the COCO file, without a server."""
     from tasks.boxed_shards import BoxedShard
     from tasks.export_masks import MaskedShard, MaskExport, write_masks
+    from tasks.folder import Folder
     from tasks.formats.coco_boxes import load_head
     from tasks.forwarding import Place
     from tasks.image_files import ImageSource
-    from tasks.index_images import build_named_indexes
+    from tasks.index_images import Indexer, build_named_indexes
     from tasks.models import segmenter_digest
-    from tasks.segment import MaskQuestion, segment_shard
+    from tasks.recall import Recall
+    from tasks.segment import MaskQuestion, segment_shards
     from tasks.shard_boxes import CocoFile, build_boxes
-    from tasks.store import ArtifactStore, Folder
+    from tasks.store import ArtifactStore
 
     with tempfile.TemporaryDirectory() as results:
         store, source = ArtifactStore(f"{results}/cache"), ImageSource((str(folder),))
         dataset = build_boxes(store, CocoFile(str(folder / f"{count}.json")), shard_size=64)
-        indexes = build_named_indexes(source, store, dataset.shards)
+        recall = Recall(store)
+        indexes = build_named_indexes(Indexer(source, store, recall), dataset.shards)
         shards = [BoxedShard(rows, index) for rows, (index, _) in zip(dataset.shards, indexes, strict=True)]
         question, place = MaskQuestion(config, segmenter_digest(config)), Place(source, "cpu", 4, 2)
-        masked = [MaskedShard(shard, segment_shard(store, shard, question, place).masks) for shard in shards]
+        made = segment_shards(store, shards, question, place, recall)
+        masked = [MaskedShard(shard, one.masks) for shard, one in zip(shards, made, strict=True)]
         target = Folder(results)
         export = MaskExport(store, target, target, "masks.json", source, False, False, False)  # noqa: FBT003
         write_masks(export, load_head(store.read(dataset.head)), masked)

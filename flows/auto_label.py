@@ -8,9 +8,9 @@ from itertools import chain
 
 from prefect import flow, tags
 
-from flows.run_inputs import RunInputs, inputs_of, versions
-from flows.status_file import status_file
-from flows.task_runs import ONE_AT_A_TIME, in_batches
+from flows.run_inputs import RunInputs, inputs_of, store_of, versions
+from flows.sole_run import SoleRun, sole_run
+from flows.task_runs import ONE_AT_A_TIME, in_batches, unwalked
 from tasks.aggregate import Bar, aggregate
 from tasks.anneal_threshold import anneal_threshold
 from tasks.check_termination import check_termination
@@ -19,13 +19,13 @@ from tasks.domain.iteration import StopReason
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import IterationSummary, RunRecord, summarise
 from tasks.export import export_iteration, export_labels
+from tasks.folder import Folder
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.index_images import index_images
 from tasks.infer import infer
 from tasks.progress import begin
 from tasks.results import refuse_foreign_results
 from tasks.shard_images import shard_images
-from tasks.store import Folder
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,20 @@ class Shard:
 def auto_label(spec: ExperimentSpec) -> RunRecord:
     """Label the images of the spec with boxes, and leave labels, pictures and the run record in its `results_dir`."""
     results = Folder(spec.results_dir, spec.storage_options)
-    refuse_foreign_results(results)
-    with status_file(results):
+    with sole_run(results, store_of(spec), refuse_foreign_results) as sole:
         run = inputs_of(spec)
-        index = index_images.submit(run.place.source, run.store).result()
-        dataset = shard_images.submit(run.store, index, run.records, run.classes, spec.shard_size).result()
-        shards, iterations, stop = iterate(run, [Shard(shard.images, shard.annotations) for shard in dataset.shards])
+        sole.register()
+        index = index_images.submit(run.indexer).result()
+        records = unwalked(run.records)
+        dataset = shard_images.submit(run.store, index, records, run.classes, spec.shard_size).result()
+        unlabelled = [Shard(shard.images, shard.annotations) for shard in dataset.shards]
+        sole.needs([*index, *(shard.annotations for shard in unlabelled)])
+        shards, iterations, stop = iterate(run, sole, unlabelled)
         failed = list(chain.from_iterable(shard.failed for shard in shards))
         labels = [shard.annotations for shard in shards]
+        sole.refuse_if_lost()
         delivered = export_labels.submit(run.export, dataset.failures, labels, failed, len(iterations)).result()
+        sole.needs([delivered.labels])
         record = RunRecord(
             spec=spec_as_dict(spec),
             digests={"detector": run.question.digest},
@@ -63,11 +68,14 @@ def auto_label(spec: ExperimentSpec) -> RunRecord:
             undrawn=delivered.undrawn,
             labels=delivered.labels,
         )
+        sole.refuse_if_lost()
         run.export.results.write("run.json", json.dumps(record.to_json(), indent=2).encode())
         return record
 
 
-def iterate(run: RunInputs, shards: list[Shard]) -> tuple[list[Shard], list[IterationSummary], StopReason]:
+def iterate(
+    run: RunInputs, sole: SoleRun, shards: list[Shard]
+) -> tuple[list[Shard], list[IterationSummary], StopReason]:
     """Run iterations until one is the last: the shards as they stand then, what each brought, and why it stopped."""
     done: list[IterationSummary] = []
     threshold = run.schedule.threshold(0)
@@ -76,6 +84,8 @@ def iterate(run: RunInputs, shards: list[Shard]) -> tuple[list[Shard], list[Iter
         with tags(f"iteration-{iteration}"):
             shards, summary = run_iteration(run, shards, iteration, threshold)
             done.append(summary)
+            sole.needs(ref for shard in shards for ref in (shard.annotations, shard.candidates) if ref)
+            sole.refuse_if_lost()
             export_iteration.submit(run.export, iteration, [shard.annotations for shard in shards]).result()
             stop = check_termination.submit(
                 [summary.progress for summary in done],
@@ -96,7 +106,8 @@ def run_iteration(
     begin("infer", sum(shard.images for shard in shards))
     asked = [(shard.annotations, shard.candidates) for shard in shards]
     answering = [
-        infer.submit(run.store, batch, run.question, run.place, iteration, name) for name, batch in in_batches(asked)
+        infer.submit(run.store, batch, run.question, run.place, run.recall, iteration, name)
+        for name, batch in in_batches(asked)
     ]
     answered = list(chain.from_iterable(future.result() for future in answering))
     bar = Bar(iteration, threshold, run.rules(iteration), run.classes)

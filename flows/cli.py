@@ -1,4 +1,4 @@
-"""The command line: `autolabel generate | plan | demo | evaluate | train-mal`.
+"""The command line: `autolabel generate | plan | demo | evaluate | train-mal | cache`.
 
 Prefect, torch and the flows are imported by the command that needs them: `--help` answers at once, and the server is
 there before `import prefect` reads its settings.
@@ -6,26 +6,32 @@ there before `import prefect` reads its settings.
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import NoReturn, TypeAlias
+from types import FrameType
+from typing import NoReturn
 
+from flows.cache_command import add_cache
+from flows.commands import DONE, INTERRUPTED, MENDABLE, SOME_FAILED, STATUS_HELP, Commands, add_command
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import AutoLabelError
 from tasks.domain.spec import ExperimentSpec
-from tasks.store import Folder
-
-# argparse has no public name for what `add_subparsers` returns.
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
-
-DONE, MENDABLE, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-STATUS_HELP = "exit status: 0 done, 1 a fault of ours, 2 something to mend, 3 done but some images failed"
+from tasks.folder import Folder
 
 
 def main() -> NoReturn:
     """Run the command that the arguments name, and exit with its status."""
+    signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run(sys.argv[1:]))
+
+
+def _terminated(number: int, frame: FrameType | None) -> NoReturn:
+    """Say so, and exit with the status that a shell gives for the signal."""
+    del frame
+    print("autolabel: terminated; the same command goes on where it stopped", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -55,11 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_evaluate(commands)
     _add_train_mal(commands)
+    add_cache(commands)
     return parser
 
 
 def _add_generate(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "generate",
         _generate,
@@ -70,7 +77,7 @@ def _add_generate(commands: Commands) -> None:
 
 
 def _add_plan(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "plan",
         _plan,
@@ -81,7 +88,7 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _add_demo(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "demo",
         _demo,
@@ -99,7 +106,7 @@ def _add_demo(commands: Commands) -> None:
 
 
 def _add_evaluate(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "evaluate",
         _evaluate,
@@ -119,7 +126,7 @@ def _add_evaluate(commands: Commands) -> None:
 
 
 def _add_train_mal(commands: Commands) -> None:
-    parser = _add(
+    parser = add_command(
         commands,
         "train-mal",
         _train_mal,
@@ -139,24 +146,6 @@ def _add_train_mal(commands: Commands) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to the spec, e.g. train.num_epochs=5"
     )
-
-
-def _add(
-    commands: Commands,
-    name: str,
-    command: Callable[[argparse.Namespace], int],
-    purpose: str,
-    example: str,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=purpose,
-        description=f"{purpose[0].upper()}{purpose[1:]}.",
-        epilog=f"example:\n  {example}\n\n{STATUS_HELP}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(command=command)
-    return parser
 
 
 def _add_spec_arguments(parser: argparse.ArgumentParser) -> None:
@@ -241,16 +230,20 @@ def _plan(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from flows.console import print_evaluation, print_mask_evaluation, progress_bars
     from flows.demo import CLASS_TRUTH, PHRASE_TRUTH, demo_spec, write_scenes
+    from flows.sole_run import claimed
     from tasks.evaluate import evaluate, evaluate_mask_files
 
     spec = demo_spec(options.overrides, grounding=options.grounding)
-    with progress_bars():
-        write_scenes(Folder(spec.results_dir, spec.storage_options), options.scenes, options.seed)
-    status = _label(spec)
-    truth = f"{spec.results_dir.rstrip('/')}/{PHRASE_TRUTH if options.grounding else CLASS_TRUTH}"
-    print_evaluation(evaluate(spec.results_dir, truth, storage_options=spec.storage_options))
-    if spec.makes_masks:
-        print_mask_evaluation(evaluate_mask_files(spec.results_dir, truth, storage_options=spec.storage_options))
+    results = Folder(spec.results_dir, spec.storage_options)
+    # The scenes and what is compared with them belong to the run: nobody may draw others there meanwhile.
+    with claimed("results_dir", results, "autolabel demo", exclusive=True):
+        with progress_bars():
+            write_scenes(results, options.scenes, options.seed)
+        status = _label(spec)
+        truth = f"{spec.results_dir.rstrip('/')}/{PHRASE_TRUTH if options.grounding else CLASS_TRUTH}"
+        print_evaluation(evaluate(spec.results_dir, truth, storage_options=spec.storage_options))
+        if spec.makes_masks:
+            print_mask_evaluation(evaluate_mask_files(spec.results_dir, truth, storage_options=spec.storage_options))
     return status
 
 

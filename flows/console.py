@@ -68,7 +68,7 @@ class _Bars:
         self._progress = progress
         self._bars: dict[str, TaskID] = {}
 
-    def begin(self, stage: str, total: int) -> None:
+    def begin(self, stage: str, total: int | None) -> None:
         if stage in self._bars:
             self._progress.reset(self._bars[stage], total=total)
         else:
@@ -113,24 +113,29 @@ def print_plan(plan: "Plan") -> None:
         output.print(f"caption of {tokens} tokens: {text}")
     table = _table("iteration", "threshold", "forwards", "reused shards", "why")
     for step in plan.iterations:
-        forwards = f"{step.forwards}" if step.exact else f"at most {step.forwards}"
-        _add_row(table, step.iteration, f"{step.threshold:.3g}", forwards, step.reused_shards, _why(step))
+        _add_row(
+            table,
+            step.iteration,
+            f"{step.threshold:.3g}",
+            _between(step.least, step.most),
+            step.reused_shards,
+            _why(step),
+        )
     output.print(table)
-    output.print(f"a run makes {'' if plan.exact else 'at most '}{plan.forwards} forwards now")
+    output.print(f"a run makes {_between(plan.least, plan.most)} forwards now")
     if plan.stop is not None:
         output.print(f"and stops: {plan.stop}")
 
 
+def _between(least: int, most: int) -> str:
+    return f"{least}" if least == most else f"{least} to {most}"
+
+
 def _why(step: "PlannedIteration") -> str:
+    reasons = [f"{why} ({forwards})" for why, forwards in sorted(step.why.items())]
     if not step.exact:
-        return (
-            "what is asked depends on the labels before" if step.forwards else "the prompts stay: candidates are reused"
-        )
-    return (
-        "no answer of this detector to these prompts and images is in the cache"
-        if step.forwards
-        else "all in the cache"
-    )
+        reasons.append(f"what is asked depends on labels not known yet (up to {step.most - step.least})")
+    return "; ".join(reasons) or "all answers are in the cache, or come in an earlier iteration"
 
 
 def print_evaluation(report: BoxReport) -> None:

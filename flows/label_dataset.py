@@ -6,13 +6,14 @@ from prefect import State, flow
 
 from flows.auto_label import auto_label
 from flows.mask_inputs import mask_inputs_of
+from flows.run_inputs import store_of
 from flows.segment_masks import segment_masks
-from flows.status_file import status_file
+from flows.sole_run import sole_run
 from flows.task_runs import ONE_AT_A_TIME
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import MaskRecord, RunRecord
+from tasks.folder import Folder
 from tasks.results import refuse_foreign_results
-from tasks.store import Folder
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class LabelledDataset:
 def label_dataset(spec: ExperimentSpec) -> LabelledDataset:
     """Label the images of the spec with boxes, and give the boxes masks."""
     results = Folder(spec.results_dir, spec.storage_options)
-    refuse_foreign_results(results)
-    with status_file(results):
+    with sole_run(results, store_of(spec), refuse_foreign_results):
         mask_inputs_of(spec)  # a segmenter that cannot be used is told before the detection takes its hours
         boxes = auto_label(spec)
         return LabelledDataset(boxes, segment_masks(spec, boxes.labels))

@@ -10,11 +10,14 @@ from tasks.domain.addresses import without_password
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import ExperimentSpec
 from tasks.export_masks import MaskExport
+from tasks.folder import Folder, folder_and_name
 from tasks.forwarding import Place
+from tasks.index_images import Indexer
 from tasks.models import SegmenterConfig, refuse_segmenter_device, segmenter_digest
+from tasks.recall import Recall
 from tasks.segment import MaskQuestion
 from tasks.shard_boxes import CocoFile
-from tasks.store import ArtifactStore, Folder, folder_and_name
+from tasks.store import ArtifactStore
 
 # What a run writes into results_dir under names of its own.
 RESERVED = ("cache", "failures.jsonl", "images_annotated", "run.json", "status.json")
@@ -26,9 +29,15 @@ class MaskInputs:
 
     spec: ExperimentSpec
     store: ArtifactStore
+    recall: Recall
     question: MaskQuestion
     place: Place
     export: MaskExport
+
+    @property
+    def indexer(self) -> Indexer:
+        """What looks at the images that a COCO file names."""
+        return Indexer(self.place.source, self.store, self.recall)
 
     @property
     def boxes(self) -> CocoFile:
@@ -56,6 +65,7 @@ def mask_inputs_of(spec: ExperimentSpec) -> MaskInputs:
     return MaskInputs(
         spec=spec,
         store=export.store,
+        recall=Recall(export.store),
         question=MaskQuestion(segmenter, segmenter_digest(segmenter)),
         place=Place(export.source, settings.device, settings.batch_size, settings.read_ahead),
         export=export,

@@ -1,5 +1,6 @@
 """What making masks would take now: images, boxes, and those that the segmenter has to see, without a forward pass."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,15 +18,16 @@ class MaskPlan:
     """What a run would do now for masks.
 
     `boxes_without` can get no mask: crowd regions, boxes outside their image, and those of images that cannot be used.
-    `boxes_to_forward` are those that the segmenter has not answered yet.
+    `boxes_to_forward` are those that the segmenter has not answered yet, for an image of these bytes; equal boxes of an
+    image count once.
     """
 
-    images: int
-    boxes: int
-    boxes_without: int
-    boxes_to_forward: int
-    shards: int
-    reused_shards: int
+    images: int = 0
+    boxes: int = 0
+    boxes_without: int = 0
+    boxes_to_forward: int = 0
+    shards: int = 0
+    reused_shards: int = 0
 
 
 def plan_masks(spec: ExperimentSpec, labels: Sequence[ArtifactRef] | None) -> MaskPlan | None:
@@ -41,22 +43,25 @@ def plan_masks(spec: ExperimentSpec, labels: Sequence[ArtifactRef] | None) -> Ma
         shards = [BoxedShard(ref) for ref in labels]
     else:
         return None
-    outlooks = [look_ahead_at_masks(run.store, shard, run.question) for shard in shards]
-    return MaskPlan(
-        images=sum(outlook.images for outlook in outlooks),
-        boxes=sum(outlook.boxes for outlook in outlooks),
-        boxes_without=sum(outlook.boxes - _asked(outlook) for outlook in outlooks),
-        boxes_to_forward=sum(len(asked.boxes) for outlook in outlooks for asked in outlook.todo),
-        shards=len(outlooks),
-        reused_shards=sum(outlook.masks is not None for outlook in outlooks),
-    )
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(_foreseen(look_ahead_at_masks(run.store, shard, run.question, run.recall)))
+    return MaskPlan(**counts)
 
 
-def _asked(outlook: MaskOutlook) -> int:
-    return sum(len(asked.boxes) for asked in outlook.asked)
+def _foreseen(outlook: MaskOutlook) -> dict[str, int]:
+    """What a shard adds to the plan."""
+    return {
+        "images": outlook.images,
+        "boxes": outlook.boxes,
+        "boxes_without": outlook.boxes - sum(len(asked.boxes) for asked in outlook.asked),
+        "boxes_to_forward": sum(len(asked.boxes) for asked in outlook.todo),
+        "shards": 1,
+        "reused_shards": int(outlook.masks is not None),
+    }
 
 
 def _shards_of_file(run: MaskInputs) -> list[BoxedShard]:
     dataset = build_boxes(run.store, run.boxes, run.spec.shard_size)
-    indexes = build_named_indexes(run.place.source, run.store, dataset.shards)
+    indexes = build_named_indexes(run.indexer, dataset.shards)
     return [BoxedShard(ref, index) for ref, (index, _) in zip(dataset.shards, indexes, strict=True)]

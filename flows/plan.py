@@ -1,31 +1,40 @@
 """What a run would do now: images, prompts, captions, and forwards of each iteration, without a forward pass."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from flows.prospects import Prospect, Why, foresee
 from flows.run_inputs import RunInputs, inputs_of
-from tasks.aggregate import Bar, aggregate_shard
+from tasks.aggregate import Bar
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.iteration import Progress, StopReason, stop_reason
 from tasks.domain.prompts import caption_text
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import ShardCounts, summarise
 from tasks.formats.coco import load_coco
-from tasks.formats.image_index import read_image_index
 from tasks.index_images import build_index
-from tasks.infer import look_ahead
 from tasks.shard_images import build_dataset
 
 
 @dataclass(frozen=True)
 class PlannedIteration:
-    """The forwards of an iteration: exactly so many, or at most where they depend on answers not known yet."""
+    """The forwards of an iteration: `least` are certain, for the reasons in `why`, and `most` are possible.
+
+    They differ where what is asked depends on answers that are not known yet.
+    """
 
     iteration: int
     threshold: float
-    forwards: int
-    exact: bool
+    least: int
+    most: int
+    why: Mapping[Why, int]
     reused_shards: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the run will make exactly that many."""
+        return self.least == self.most
 
 
 @dataclass(frozen=True)
@@ -50,28 +59,14 @@ class Plan:
     labels: tuple[ArtifactRef, ...] | None
 
     @property
-    def forwards(self) -> int:
-        """Forwards of all iterations, at most."""
-        return sum(iteration.forwards for iteration in self.iterations)
+    def least(self) -> int:
+        """Forwards of all iterations, at least."""
+        return sum(iteration.least for iteration in self.iterations)
 
     @property
-    def exact(self) -> bool:
-        """Whether the run will make exactly that many."""
-        return all(iteration.exact for iteration in self.iterations)
-
-
-@dataclass(frozen=True)
-class Prospect:
-    """A shard as far as it can be foreseen after an iteration.
-
-    Without `annotations` its labels depend on answers that nobody knows yet. `most` are the forwards that it takes to
-    ask every phrase of every record.
-    """
-
-    most: int
-    annotations: ArtifactRef | None
-    candidates: ArtifactRef | None = None
-    counts: ShardCounts | None = None
+    def most(self) -> int:
+        """Forwards of all iterations, at most."""
+        return sum(iteration.most for iteration in self.iterations)
 
 
 def plan_run(spec: ExperimentSpec) -> Plan:
@@ -80,16 +75,10 @@ def plan_run(spec: ExperimentSpec) -> Plan:
     It reads the images and fills the cache with the index and what follows from known answers; it asks no detector.
     """
     run = inputs_of(spec)
-    index_ref, _ = build_index(run.place.source, run.store)
-    dataset = build_dataset(
-        run.store, read_image_index(run.store.read(index_ref)), run.records, run.classes, spec.shard_size
-    )
+    index = [ref for ref, _ in build_index(run.indexer)]
+    dataset = build_dataset(run.store, index, run.records, run.classes, spec.shard_size)
     captions = _captions(run, [shard.annotations for shard in dataset.shards])
-    prospects = [
-        Prospect(sum(n * images for n, images in counts.items()), shard.annotations)
-        for shard, counts in zip(dataset.shards, captions, strict=True)
-    ]
-    iterations, stop, labels = _foresee(run, prospects)
+    iterations, stop, labels = _foresee(run, [Prospect(shard.annotations) for shard in dataset.shards])
     return Plan(
         images=sum(shard.images for shard in dataset.shards),
         failures=len(dataset.failures),
@@ -98,7 +87,7 @@ def plan_run(spec: ExperimentSpec) -> Plan:
         phrases=len(
             run.classes or {p for records in run.records.values() for record in records for p in record.phrases}
         ),
-        captions=tuple(sorted(_total(captions).items())),
+        captions=tuple(sorted(captions.items())),
         caption_texts=tuple(
             (caption_text([run.classes[i] for i in caption.phrases]), len(caption.input_ids))
             for caption in run.prompter.captions(run.classes)
@@ -109,27 +98,17 @@ def plan_run(spec: ExperimentSpec) -> Plan:
     )
 
 
-def _captions(run: RunInputs, shards: Sequence[ArtifactRef]) -> list[dict[int, int]]:
-    """For every shard, how many records need how many captions when every phrase is asked."""
+def _captions(run: RunInputs, shards: Sequence[ArtifactRef]) -> Counter[int]:
+    """How many records need how many captions when every phrase is asked."""
     known: dict[tuple[str, ...], int] = {}
-    counts: list[dict[int, int]] = []
+    records: Counter[int] = Counter()
     for shard in shards:
-        of_shard: dict[int, int] = {}
         for image in load_coco(run.store.read(shard))[0]:
             for record in image.records:
                 if record.phrases not in known:
                     known[record.phrases] = len(run.prompter.captions(record.phrases))
-                of_shard[known[record.phrases]] = of_shard.get(known[record.phrases], 0) + 1
-        counts.append(of_shard)
-    return counts
-
-
-def _total(counts: Sequence[Mapping[int, int]]) -> dict[int, int]:
-    total: dict[int, int] = {}
-    for of_shard in counts:
-        for captions, records in of_shard.items():
-            total[captions] = total.get(captions, 0) + records
-    return total
+                records[known[record.phrases]] += 1
+    return records
 
 
 def _foresee(
@@ -159,24 +138,29 @@ def _progress(run: RunInputs, iteration: int, counts: Sequence[ShardCounts]) -> 
 
 
 def _next(run: RunInputs, prospects: Sequence[Prospect], iteration: int) -> tuple[list[Prospect], PlannedIteration]:
-    threshold = run.schedule.threshold(iteration)
-    bar = Bar(iteration, threshold, run.rules(iteration), run.classes)
-    steps = [_step(run, prospect, bar) for prospect in prospects]
-    return [prospect for prospect, _ in steps], PlannedIteration(
+    bars = _bars_from(run, iteration)
+    foreseen = [foresee(run, prospect, bars) for prospect in prospects]
+    least = sum(cost.forwards for _, cost in foreseen)
+    return [after for after, _ in foreseen], PlannedIteration(
         iteration=iteration,
-        threshold=threshold,
-        forwards=sum(forwards for _, forwards in steps),
-        exact=all(prospect.annotations for prospect in prospects),
-        reused_shards=sum(prospect.counts is not None for prospect, _ in steps),
+        threshold=bars[0].threshold,
+        least=least,
+        most=least + sum(cost.maybe for _, cost in foreseen),
+        why=sum((cost.why for _, cost in foreseen), Counter[Why]()),
+        reused_shards=sum(after.counts is not None for after, _ in foreseen),
     )
 
 
-def _step(run: RunInputs, prospect: Prospect, bar: Bar) -> tuple[Prospect, int]:
-    """The shard after an iteration, and the forwards that it takes, at most where its labels are not known."""
-    if prospect.annotations is None:
-        return prospect, 0 if run.question.reprompt == "all" else prospect.most
-    outlook = look_ahead(run.store, prospect.annotations, prospect.candidates, run.question)
-    if outlook.candidates is None:
-        return Prospect(prospect.most, None), sum(len(run.prompter.captions(look.prompt)) for look in outlook.todo)
-    after = aggregate_shard(run.store, prospect.annotations, outlook.candidates, bar)
-    return Prospect(prospect.most, after.annotations, outlook.candidates, after.counts), 0
+def _bars_from(run: RunInputs, iteration: int) -> list[Bar]:
+    """The bars of this iteration and of all that may follow."""
+    bars: list[Bar] = []
+    while not bars or not _is_last(run, iteration + len(bars) - 1):
+        at = iteration + len(bars)
+        bars.append(Bar(at, run.schedule.threshold(at), run.rules(at), run.classes))
+    return bars
+
+
+def _is_last(run: RunInputs, iteration: int) -> bool:
+    """Whether no iteration follows, whatever this one brings."""
+    most = run.termination.max_iterations
+    return run.schedule.ends_after(iteration) or (most is not None and iteration + 1 >= most)

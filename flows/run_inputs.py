@@ -14,13 +14,16 @@ from tasks.domain.iteration import Termination
 from tasks.domain.schedule import Schedule
 from tasks.domain.spec import ExperimentSpec
 from tasks.export import Export
+from tasks.folder import Folder, folder_and_name
 from tasks.formats.noun_chunks import load_noun_chunks
 from tasks.forwarding import Place
 from tasks.image_files import ImageSource
+from tasks.index_images import Indexer
 from tasks.infer import Question
 from tasks.models import DetectorConfig, Prompter, load_prompter, refuse_device
+from tasks.recall import Recall
 from tasks.results import ITERATION_FOLDER
-from tasks.store import ArtifactStore, Folder, folder_and_name
+from tasks.store import ArtifactStore
 
 PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "pycocotools", "scikit-learn", "torch", "transformers")
 
@@ -36,11 +39,17 @@ class RunInputs:
     spec: ExperimentSpec
     prompter: Prompter
     store: ArtifactStore
+    recall: Recall
     export: Export
     question: Question
     place: Place
     classes: tuple[str, ...]
     records: Mapping[str, tuple[Record, ...]]
+
+    @property
+    def indexer(self) -> Indexer:
+        """What looks at the images."""
+        return Indexer(self.place.source, self.store, self.recall)
 
     @property
     def schedule(self) -> Schedule:
@@ -97,6 +106,7 @@ def inputs_of(spec: ExperimentSpec) -> RunInputs:
         spec=spec,
         prompter=prompter,
         store=store,
+        recall=Recall(store),
         export=Export(store, results, source, classes, spec.grounding_dino.visualize, spec.makes_masks),
         question=Question(detector, prompter.digest, spec.grounding_dino.floor, spec.grounding_dino.reprompt),
         place=Place(source, settings.device, settings.batch_size, settings.read_ahead),

@@ -5,14 +5,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from prefect import flow
 
 from flows.mask_inputs import MaskInputs, mask_inputs_of
-from flows.run_inputs import versions
-from flows.status_file import status_file
+from flows.run_inputs import store_of, versions
+from flows.sole_run import sole_run
 from flows.task_runs import ONE_AT_A_TIME, in_batches
 from tasks.boxed_shards import BoxedShard
 from tasks.domain.addresses import without_password
@@ -21,13 +22,14 @@ from tasks.domain.errors import ArtifactError, SpecError
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import MaskRecord, MaskSummary
 from tasks.export_masks import MaskedShard, export_masks
+from tasks.folder import Folder, MissingFileError
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.index_images import index_named_images
 from tasks.progress import begin
 from tasks.results import refuse_foreign_results
 from tasks.segment import SegmentedShard, segment
 from tasks.shard_boxes import BoxesDataset, shard_boxes, shard_labels
-from tasks.store import DamagedArtifactError, Folder, MissingFileError
+from tasks.store import DamagedArtifactError
 
 RUN_FILE = "run.json"
 _REF = {field.name for field in fields(ArtifactRef)}
@@ -41,17 +43,20 @@ def segment_masks(spec: ExperimentSpec, labels: ArtifactRef | None = None) -> Ma
     detection, by default of the one that left its `run.json` in `results_dir`.
     """
     results = Folder(spec.results_dir, spec.storage_options)
-    refuse_foreign_results(results)
-    _refuse_detection(spec, results)
-    with status_file(results), _telling_of_lost_labels(spec):
+    refusals = (refuse_foreign_results, partial(_refuse_detection, spec))
+    with sole_run(results, store_of(spec), *refusals) as sole, _telling_of_lost_labels(spec):
         run = mask_inputs_of(spec)
+        sole.register()
         before = _detection(spec, results, labels)
         dataset, shards = boxed_shards(run, before)
+        sole.needs([dataset.head])
         started = time.perf_counter()
         begin("segment", dataset.images)
         made = segment_all(run, shards)
         seconds = round(time.perf_counter() - started, 3)
         masked = [MaskedShard(boxes, done.masks) for boxes, done in zip(shards, made, strict=True)]
+        sole.needs(ref for shard in masked for ref in (shard.boxes.rows, shard.boxes.index, shard.masks) if ref)
+        sole.refuse_if_lost()
         delivered = export_masks.submit(run.export, dataset.head, masked).result()
         record = MaskRecord(
             spec=spec_as_dict(spec),
@@ -68,6 +73,7 @@ def segment_masks(spec: ExperimentSpec, labels: ArtifactRef | None = None) -> Ma
             images=delivered.images,
             undrawn=delivered.undrawn,
         )
+        sole.refuse_if_lost()
         results.write(RUN_FILE, json.dumps(record.added_to(before), indent=2).encode())
         return record
 
@@ -91,13 +97,16 @@ def boxed_shards(run: MaskInputs, detection: dict[str, Any]) -> tuple[BoxesDatas
         dataset = shard_labels.submit(run.store, ArtifactRef(**detection["labels"])).result()
         return dataset, [BoxedShard(ref) for ref in dataset.shards]
     dataset = shard_boxes.submit(run.store, run.boxes, run.spec.shard_size).result()
-    indexes = index_named_images.submit(run.place.source, run.store, dataset.shards).result()
+    indexes = index_named_images.submit(run.indexer, dataset.shards).result()
     return dataset, [BoxedShard(ref, index) for ref, index in zip(dataset.shards, indexes, strict=True)]
 
 
 def segment_all(run: MaskInputs, shards: Sequence[BoxedShard]) -> list[SegmentedShard]:
     """The masks of all shards."""
-    making = [segment.submit(run.store, batch, run.question, run.place, name) for name, batch in in_batches(shards)]
+    making = [
+        segment.submit(run.store, batch, run.question, run.place, run.recall, name)
+        for name, batch in in_batches(shards)
+    ]
     return list(chain.from_iterable(future.result() for future in making))
 
 

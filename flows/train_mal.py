@@ -10,7 +10,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from flows.run_inputs import versions
 from flows.settings import training_devices
-from flows.status_file import status_file
+from flows.sole_run import SoleRun, sole_run
 from flows.task_runs import ONE_AT_A_TIME
 from flows.training_plot import training_curve
 from tasks.begin_training import Standing, begin_training
@@ -19,13 +19,15 @@ from tasks.domain.spec_train_mal import TrainMalSpec
 from tasks.domain.training_boxes import Limits
 from tasks.domain.training_record import EpochRecord, TrainingRecord, best_epoch
 from tasks.export_network import export_network
+from tasks.folder import Folder
 from tasks.formats.failures import dump_failures
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.image_files import ImageSource
-from tasks.index_images import index_images
+from tasks.index_images import Indexer, index_images
 from tasks.models.devices import refuse_device
 from tasks.models.mal.training_state import architecture_of
-from tasks.store import ArtifactStore, Folder
+from tasks.recall import Recall
+from tasks.store import ArtifactStore
 from tasks.train_epoch import train_epoch
 from tasks.training_files import Training, write_record
 from tasks.validate_epoch import validate_epoch
@@ -40,12 +42,15 @@ def train_mal(spec: TrainMalSpec) -> TrainingRecord:
     The same spec again goes on where the training stopped, and gives the same weights as if it had not.
     """
     results = Folder(spec.results_dir, spec.storage_options)
-    with status_file(results):
+    with sole_run(results, _cache_of(spec)) as sole:
         training = training_of(spec)
+        sole.register()
         boxes = chosen_boxes(training)
+        sole.needs(chosen.boxes for chosen in (boxes.train, boxes.validation) if chosen)
         standing = begin_training.submit(training, boxes.train.boxes).result()
-        course = Course(training, boxes, _record(training, boxes))
+        course = Course(training, sole, boxes, _record(training, boxes))
         record = course.run(standing)
+        sole.refuse_if_lost()
         export_network.submit(training).result()
         return record
 
@@ -56,19 +61,23 @@ def training_of(spec: TrainMalSpec) -> Training:
     for device in devices:
         refuse_device(device, "fp32")  # what the weights are in, with mixed precision too
     architecture_of(spec)
-    cache = f"{spec.results_dir.rstrip('/')}/cache"
+    store = _cache_of(spec)
 
     def source(folder: str) -> ImageSource:
-        return ImageSource((folder,), spec.storage_options, excluded=(spec.results_dir, cache))
+        return ImageSource((folder,), spec.storage_options, excluded=(spec.results_dir, store.uri))
 
     return Training(
         spec=spec,
         results=Folder(spec.results_dir, spec.storage_options),
-        store=ArtifactStore(cache, spec.storage_options),
+        store=store,
         source=source(spec.dataset.train_img_dir),
         validation_source=source(spec.dataset.val_img_dir) if spec.dataset.val_img_dir else None,
         devices=devices,
     )
+
+
+def _cache_of(spec: TrainMalSpec) -> ArtifactStore:
+    return ArtifactStore(f"{spec.results_dir.rstrip('/')}/cache", spec.storage_options)
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,12 @@ class Boxes:
 def chosen_boxes(training: Training) -> Boxes:
     """Index the images and choose the boxes of both files; raises SpecError with the problems of both."""
     data = training.spec.dataset
-    index = index_images.submit(training.source, training.store).result()
+    recall = Recall(training.store)
+    index = index_images.submit(Indexer(training.source, training.store, recall)).result()
     limits = Limits(data.min_obj_size, data.max_obj_size)
     wanted = [Wanted(data.train_ann_path, "dataset.train_ann_path", index, limits, masks=False, learns=True)]
     if training.validation_source is not None:
-        index = index_images.submit(training.validation_source, training.store).result()
+        index = index_images.submit(Indexer(training.validation_source, training.store, recall)).result()
         wanted.append(
             Wanted(data.val_ann_path, "dataset.val_ann_path", index, Limits(), masks=data.load_mask, learns=False)
         )
@@ -112,8 +122,8 @@ def _record(training: Training, boxes: Boxes) -> TrainingRecord:
 class Course:
     """The epochs of a training, one after another, and the record that grows with them."""
 
-    def __init__(self, training: Training, boxes: Boxes, record: TrainingRecord) -> None:
-        self._training, self._boxes, self._record = training, boxes, record
+    def __init__(self, training: Training, sole: SoleRun, boxes: Boxes, record: TrainingRecord) -> None:
+        self._training, self._sole, self._boxes, self._record = training, sole, boxes, record
 
     def run(self, standing: Standing) -> TrainingRecord:
         """Train to the last epoch, and give the whole record."""
@@ -121,6 +131,7 @@ class Course:
         if standing.epochs and not standing.step:
             self._measure()  # it was interrupted between an epoch and its measurement
         for epoch in range(len(standing.epochs), self._training.spec.train.num_epochs):
+            self._sole.refuse_if_lost()
             done = train_epoch.submit(self._training, self._boxes.train.boxes, epoch).result()
             self._keep([*self._record.epochs, done])
             self._measure()
@@ -140,6 +151,7 @@ class Course:
 
     def _keep(self, epochs: Sequence[EpochRecord]) -> None:
         """Write the record and the curve with these epochs."""
+        self._sole.refuse_if_lost()
         self._record = replace(self._record, epochs=tuple(epochs))
         write_record(self._training.results, self._record)
         if epochs:

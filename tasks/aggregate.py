@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.cached import cached
+from tasks.cached import told
 from tasks.domain.aggregation import Aggregated, AggregationRules
 from tasks.domain.aggregation import aggregate as join
 from tasks.domain.annotations import LabelledImage, Record
@@ -50,9 +50,7 @@ def aggregate(
 ) -> list[LabelledShard]:
     """The labels of every (annotations, candidates) pair of a batch of shards after this iteration."""
     done = [aggregate_shard(store, annotations, candidates, bar) for annotations, candidates in shards]
-    if all(shard.reused for shard in done):
-        return cached(done, f"{batch}: all {len(done)} reused")
-    return done
+    return told(done, batch, reused=sum(shard.reused for shard in done))
 
 
 def aggregate_shard(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> LabelledShard:
@@ -62,8 +60,8 @@ def aggregate_shard(store: ArtifactStore, annotations: ArtifactRef, candidates: 
         return LabelledShard(found, ShardCounts.from_json(store.counts(found)), reused=True)
     images, _ = load_coco(store.read(annotations))
     looked_at, failures = load_candidates(store.read(candidates))
-    answers = {(image, caption_id): found for image, caption_id, found in looked_at}
-    labelled, counts = _label(images, answers, {failure.image for failure in failures}, bar)
+    answers = {(look.image, look.caption_id): look.found for look in looked_at}
+    labelled, counts = label(images, answers, {failure.image for failure in failures}, bar)
     made = store.publish("annotations", key, dump_coco(labelled, bar.classes), counts.to_json())
     return LabelledShard(made, counts, reused=False)
 
@@ -74,13 +72,13 @@ def aggregate_key(annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -
     return content_key("aggregate", VERSION, {"in": inputs, "method": type(bar.rules.method).__name__, **asdict(bar)})
 
 
-def _label(
+def label(
     images: Sequence[LabelledImage],
     answers: Mapping[tuple[str, int], Candidates],
     failed: Collection[str],
     bar: Bar,
 ) -> tuple[list[LabelledImage], ShardCounts]:
-    """The images with their records joined with the answers.
+    """The images with their records joined with the answers, by image key and caption id, and what came of them.
 
     An image that failed at inference keeps the labels of earlier iterations; without any it leaves the data set.
     """

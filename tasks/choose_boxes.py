@@ -13,9 +13,10 @@ from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.errors import FormatError, SpecError
 from tasks.domain.images import Failure
 from tasks.domain.training_boxes import LabelledBoxes, Limits
-from tasks.formats.image_index import read_image_index
+from tasks.folder import Folder, folder_and_name
+from tasks.formats.image_index import joined_index, read_image_index
 from tasks.formats.training_boxes import dump_labelled_boxes, load_labelled_boxes, read_labelled_boxes
-from tasks.store import ArtifactStore, Folder, folder_and_name
+from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +28,14 @@ KIND = "boxes"
 class Wanted:
     """A COCO file and what is wanted of it.
 
-    `path` is local or a URL, `what` the name of its key in the spec, `index` the images that there are. `masks` says
+    `path` is local or a URL, `what` the name of its key in the spec, `index` the
+    indices of the images that there are. `masks` says
     whether every box has to have one, and `learns` whether it is for learning, and not for measuring.
     """
 
     path: str
     what: str
-    index: ArtifactRef
+    index: tuple[ArtifactRef, ...]
     limits: Limits
     masks: bool
     learns: bool
@@ -80,7 +82,7 @@ def _choose(store: ArtifactStore, place: Folder, wanted: Wanted) -> tuple[Chosen
         VERSION,
         {
             "file": hashlib.sha256(data).hexdigest(),
-            "index": wanted.index.sha256,
+            "index": [part.sha256 for part in wanted.index],
             "limits": asdict(wanted.limits),
             "masks": wanted.masks,
             "learns": wanted.learns,
@@ -88,7 +90,7 @@ def _choose(store: ArtifactStore, place: Folder, wanted: Wanted) -> tuple[Chosen
     )
     if (ref := store.lookup(KIND, key)) is not None:
         return _told(ref, load_labelled_boxes(store.read(ref))), True
-    index = read_image_index(store.read(wanted.index))
+    index = joined_index(read_image_index(store.read(part)) for part in wanted.index)
     what = f"{wanted.what} {wanted.path}"
     boxes = read_labelled_boxes(data, index, wanted.limits, masks=wanted.masks, learns=wanted.learns, what=what)
     return _told(store.publish(KIND, key, dump_labelled_boxes(boxes), {"boxes": len(boxes)}), boxes), False

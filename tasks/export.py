@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,13 +14,21 @@ from tasks.domain.annotations import LabelledImage
 from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.images import Failure
 from tasks.domain.summary import ImageStates
+from tasks.folder import Folder
 from tasks.formats.candidates import load_candidates
-from tasks.formats.coco import distinct_phrases, load_coco
+from tasks.formats.coco import CocoShards, joined_categories
 from tasks.formats.label_shards import LabelShards, dump_label_shards
 from tasks.image_files import ImageSource, decode
 from tasks.progress import advance, begin
-from tasks.results import delete_pictures, delete_stale_iterations, write_iteration, write_labels, write_pictures
-from tasks.store import ArtifactStore, Folder
+from tasks.results import (
+    delete_pictures,
+    delete_stale_iterations,
+    images_of,
+    write_iteration,
+    write_labels,
+    write_pictures,
+)
+from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -77,29 +85,29 @@ def export_labels(
     One that has labels of an iteration before its failure is labelled, and no failure.
     """
     delete_stale_iterations(export.results, iterations)
-    images = _reader(export.store, shards)
-    looked_at = {image.image.key: bool(image.annotations) for shard in images() for image in shard}
-    told = {failure for ref in failed for failure in load_candidates(export.store.read(ref))[1]}
-    lost = {failure.image: failure for failure in sorted(told) if failure.image not in looked_at}
-    write_labels(export.results, images, export.classes, [*failures, *lost.values()])
+    told = {failure.image: failure for ref in failed for failure in sorted(load_candidates(export.store.read(ref))[1])}
+    labelled = empty = 0
+    for image in images_of(_reader(export.store, shards)):
+        told.pop(image.image.key, None)
+        labelled += bool(image.annotations)
+        empty += not image.annotations
+    write_labels(export.results, _reader(export.store, shards), export.classes, [*failures, *told.values()])
     undrawn = 0 if export.masks_follow else _draw(export, shards, None)
-    labelled = sum(looked_at.values())
-    states = ImageStates(labelled, len(looked_at) - labelled, len(failures) + len(lost))
-    return Delivered(_publish(export, shards, len(looked_at)), states, undrawn)
+    states = ImageStates(labelled, empty, len(failures) + len(told))
+    return Delivered(_publish(export, shards, labelled + empty), states, undrawn)
 
 
 def _publish(export: Export, shards: Sequence[ArtifactRef], images: int) -> ArtifactRef:
     """The reference to the labels of all shards, for whoever goes on with them."""
-    labelled = (image for shard in _reader(export.store, shards)() for image in shard)
-    labels = LabelShards(tuple(shards), export.classes or distinct_phrases(labelled), images)
+    categories = export.classes or joined_categories(_reader(export.store, shards))
+    labels = LabelShards(tuple(shards), categories, images)
     payload = dump_label_shards(labels)
     key = content_key("labels", VERSION, {"sha256": hashlib.sha256(payload).hexdigest()})
     return export.store.lookup("labels", key) or export.store.publish("labels", key, payload)
 
 
-def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> Callable[[], Iterator[Sequence[LabelledImage]]]:
-    """Reads the labels shard by shard, anew at each call."""
-    return lambda: (load_coco(store.read(ref))[0] for ref in shards)
+def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> CocoShards:
+    return lambda: map(store.read, shards)
 
 
 def _draw(export: Export, shards: Sequence[ArtifactRef], iteration: int | None) -> int:
@@ -108,18 +116,18 @@ def _draw(export: Export, shards: Sequence[ArtifactRef], iteration: int | None) 
     if not export.visualize:
         return 0
     begin("draw", sum(int(str(export.store.counts(ref)["images"])) for ref in shards))
-    failures = write_pictures(export.results, _told(_reader(export.store, shards)()), _pixels(export.source), iteration)
+    images = _told(images_of(_reader(export.store, shards)))
+    failures = write_pictures(export.results, images, _pixels(export.source), iteration)
     for failure in failures:
         logger.warning("no picture of %s: it %s", failure.image, failure.reason)
     return len(failures)
 
 
-def _told(shards: Iterator[Sequence[LabelledImage]]) -> Iterator[LabelledImage]:
+def _told(images: Iterable[LabelledImage]) -> Iterator[LabelledImage]:
     """Every image, telling the progress when it has been drawn."""
-    for shard in shards:
-        for image in shard:
-            yield image
-            advance("draw", 1)
+    for image in images:
+        yield image
+        advance("draw", 1)
 
 
 def _pixels(source: ImageSource) -> Callable[[str], NDArray[np.uint8]]:

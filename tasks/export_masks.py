@@ -14,6 +14,7 @@ from tasks.domain.images import Failure
 from tasks.domain.mask_outcomes import NoMask, Unmasked
 from tasks.domain.masks import DrawnImage
 from tasks.domain.summary import ImageStates, MaskCounts
+from tasks.folder import Folder, MissingFileError
 from tasks.formats.coco_boxes import ImageRows, Row, load_head, renumbered, write_document
 from tasks.formats.failures import dump_failures, load_failures
 from tasks.formats.masked_coco import SettledImage, drawn, masked_rows, settled
@@ -21,7 +22,7 @@ from tasks.formats.masks import load_masks
 from tasks.image_files import ImageSource, decode
 from tasks.progress import advance, begin
 from tasks.results import delete_pictures, write_pictures
-from tasks.store import ArtifactStore, Folder, MissingFileError
+from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
 

@@ -15,24 +15,27 @@ import io
 import re
 import stat
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
-from time import sleep
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
-from tasks.domain.errors import ImageError
+from tasks.domain.errors import ImageError, SpecError
 from tasks.domain.images import Image as IndexedImage
 from tasks.domain.images import is_inner_path
-from tasks.image_roots import NOT_INSIDE, ImageRoot, ListedFile, open_roots, told
+from tasks.filesystems import read_file
+from tasks.image_roots import NOT_INSIDE, SUFFIXES, ImageRoot, ListedFile, Survey, open_roots, shown, told
+from tasks.in_order import in_order
+from tasks.local_listing import list_local, named_locally
+from tasks.remote_listing import list_remote, named_remotely
+from tasks.retrying import is_transient, retrying
 
 # Pillow can read more (EPS starts Ghostscript); a file from anywhere that is named .jpg gets only these readers.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -50,11 +53,6 @@ TURN_UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 SWAPS_SIDES = (5, 6, 7, 8)
-# Seconds before a file of a remote backend is asked for again. A dropped connection or a busy server is over by then;
-# who is away for longer costs each image no more than this, and the next run tries again.
-PAUSES = (0.5, 2.0)
-# What no pause mends.
-LASTING_ERRORS = (FileNotFoundError, PermissionError)
 # Messages about files that can still be read (odd EXIF, over 89 megapixels, palettes with alpha).
 PILLOW_QUIET = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -75,7 +73,7 @@ class Probe:
     height: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageSource:
     """The image files under one or several roots, each a local folder or an fsspec URL, searched recursively.
 
@@ -89,16 +87,32 @@ class ImageSource:
     """
 
     roots: tuple[str, ...]
-    storage_options: Mapping[str, object] = field(default_factory=dict, repr=False)
+    storage_options: Mapping[str, object] = field(default_factory=dict)
     excluded: tuple[str, ...] = ()
 
-    def list_images(self) -> list[ListedFile]:
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(shown, self.roots))})"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """For every root what its keys begin with and where it really is, in the order of the roots.
+
+        Without secrets. Two sources with the same addresses hold the same images under the same keys; with others,
+        equal keys may be other images, even where size and time of modification agree.
+        """
+        return tuple(root.address for root in self._roots)
+
+    def list_images(self) -> Iterator[ListedFile]:
         """All files with the suffix of an image, sorted by key; raises SpecError for a root that holds none.
 
-        Folders that cannot be searched are listed too, with the reason.
+        Folders that cannot be searched are listed too, with the reason. Of local roots and of those with folders no
+        more than a few folders are in memory at a time; object stores are listed at once. Every root is looked into
+        before the first file is given.
         """
-        listed = [file for root in self._roots for file in root.list_images()]
-        return sorted(listed, key=lambda file: file.key)
+        # No prefix begins another, so that the keys of a root stand together.
+        listings = [_listing(root) for root in sorted(self._roots, key=lambda root: root.prefix)]
+        firsts = [next(listing) for listing in listings]
+        yield from chain.from_iterable(map(chain, ([first] for first in firsts), listings))
 
     def list_named(self, keys: Iterable[str]) -> list[ListedFile]:
         """The files of these keys, each once, sorted by key, whatever their suffix; raises SpecError for a lost root.
@@ -113,37 +127,36 @@ class ImageSource:
                 strangers.append(ListedFile(key, "", NOT_INSIDE))
             else:
                 by_root[prefix].append(key)
-        listed = [file for root in self._roots for file in root.list_named(by_root[root.prefix])]
+        listed = [file for root in self._roots for file in _named(root, by_root[root.prefix])]
         return sorted([*listed, *strangers], key=lambda file: file.key)
 
     def read(self, key: str) -> bytes:
         """The bytes of the image file `key`; raises ImageError for a foreign key, FetchError where it cannot be read.
 
-        Never waits for a pipe or a device. A remote backend that fails is asked again after each of PAUSES. The
-        messages leave out the key, which stands beside them wherever they go.
+        Never waits for a pipe or a device, and for a remote backend no longer than tasks/limits.py says: after an error
+        that may pass it is asked again, a few times. The messages leave out the key, which stands beside them wherever
+        they go.
         """
         root, path = self._locate(key)
         try:
-            if root.is_local and not stat.S_ISREG(Path(path).stat().st_mode):
-                raise FetchError("is no regular file; it was not opened")
-            return _fetch(root, path)
+            return _read_local(path) if root.is_local else _read_remote(root, path)
         except FetchError:
             raise
         except FileNotFoundError as error:
             raise FetchError("is not there, or not any more; was it moved or deleted?") from error
         except Exception as error:  # the backends' own errors (botocore, aiohttp) share no base class
-            raise FetchError(f"cannot be read: {told(error)}; check the permissions and run again") from error
+            raise FetchError(f"cannot be read: {root.told(error)}; check the permissions and run again") from error
 
-    def read_ahead(self, keys: Iterable[str], workers: int) -> Iterator[tuple[str, bytes | ImageError]]:
+    def read_ahead(self, keys: Iterable[str], workers: int) -> Generator[tuple[str, bytes | ImageError]]:
         """Every key with its bytes, or why there are none, in the order of `keys`, read by `workers` threads.
 
         At most 2 * `workers` files are held in memory, so that a slow consumer stops the reading.
         """
-        return _in_order(self.read, keys, workers)
+        return in_order(partial(_or_error, self.read), keys, workers)
 
-    def probe_ahead(self, keys: Iterable[str], workers: int) -> Iterator[tuple[str, Probe | ImageError]]:
+    def probe_ahead(self, keys: Iterable[str], workers: int) -> Generator[tuple[str, Probe | ImageError]]:
         """Like `read_ahead`, and the threads decode too: every key with its probe, or why there is none."""
-        return _in_order(lambda key: probe(self.read(key)), keys, workers)
+        return in_order(partial(_or_error, lambda key: probe(self.read(key))), keys, workers)
 
     @cached_property
     def _roots(self) -> tuple[ImageRoot, ...]:
@@ -160,40 +173,45 @@ class ImageSource:
         return root, root.path_of(key)
 
 
-def _fetch(root: ImageRoot, path: str) -> bytes:
-    for pause in () if root.is_local else PAUSES:
-        try:
-            return bytes(root.filesystem.cat_file(path))
-        except LASTING_ERRORS:
-            raise
-        except Exception:  # noqa: BLE001 - the backends' own errors (botocore, aiohttp) share no base class
-            sleep(pause)
-    return bytes(root.filesystem.cat_file(path))
+def _listing(root: ImageRoot) -> Iterator[ListedFile]:
+    survey, is_empty = Survey(), True
+    for file in list_local(root, survey) if root.is_local else list_remote(root, survey):
+        is_empty = False
+        yield ListedFile(root.prefix + file.key, file.version, file.reason) if root.prefix else file
+    survey.tell(root.name)
+    if is_empty:
+        beside = " outside hidden folders and the results of earlier runs" if survey.left_out.count else ""
+        raise SpecError(f"{root.name} holds no images ({' '.join(SUFFIXES)}){beside}; check image_dir")
 
 
-def _in_order(
-    work: Callable[[str], Result], keys: Iterable[str], workers: int
-) -> Iterator[tuple[str, Result | ImageError]]:
-    def attempt(key: str) -> Result | ImageError:
-        try:
-            return work(key)
-        except ImageError as error:
-            return type(error)(str(error))  # its traceback would keep the bytes of the file alive
+def _named(root: ImageRoot, keys: Sequence[str]) -> list[ListedFile]:
+    return named_locally(root, keys) if root.is_local else named_remotely(root, keys)
 
-    pending: deque[tuple[str, Future[Result | ImageError]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for key in keys:
-                pending.append((key, pool.submit(attempt, key)))
-                if len(pending) == 2 * workers:
-                    done, future = pending.popleft()
-                    yield done, future.result()
-            while pending:
-                done, future = pending.popleft()
-                yield done, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+
+def _read_local(path: str) -> bytes:
+    file = Path(path)
+    if not stat.S_ISREG(file.stat().st_mode):
+        raise FetchError("is no regular file; it was not opened")
+    return file.read_bytes()
+
+
+def _read_remote(root: ImageRoot, path: str) -> bytes:
+    if not root.outage.may_ask():
+        raise FetchError("was not asked for: its server has not answered for minutes; run again when it does")
+    try:
+        data = retrying(lambda: read_file(root.filesystem, path))
+    except Exception as error:
+        (root.outage.failed if is_transient(error) else root.outage.answered)()
+        raise
+    root.outage.answered()
+    return data
+
+
+def _or_error(work: Callable[[str], Result], key: str) -> Result | ImageError:
+    try:
+        return work(key)
+    except ImageError as error:
+        return type(error)(str(error))  # its traceback would keep the bytes of the file alive
 
 
 def decode(data: bytes) -> Pixels:

@@ -1,8 +1,9 @@
 """Step: what the detector answers about the images of a batch of shards."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice, tee
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -11,22 +12,23 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
-from tasks.cached import cached
+from tasks.cached import told
 from tasks.domain.annotations import LabelledImage, Record
-from tasks.domain.artifacts import ArtifactRef, Json, content_key
+from tasks.domain.artifacts import Answers, ArtifactRef, Json, answer_id, content_key, digest_of
 from tasks.domain.detections import Candidates
 from tasks.domain.errors import CheckpointError, ImageError
 from tasks.domain.images import Failure, Image
 from tasks.domain.iteration import Reprompt, next_prompt
-from tasks.formats.candidates import dump_candidates, load_candidates
+from tasks.formats.candidates import LookedAt, dump_candidates, load_candidates
 from tasks.formats.coco import load_coco
 from tasks.forwarding import Place, may_pass
 from tasks.image_files import decode_unchanged
 from tasks.models import Detector, DetectorConfig, load_detector
 from tasks.progress import advance
+from tasks.recall import Recall
 from tasks.store import ArtifactStore
 
-VERSION = 1
+VERSION = 2
 BATCHES_AT_A_TIME = 4
 
 T = TypeVar("T")
@@ -45,6 +47,11 @@ class Question:
     digest: str
     keep_floor: float
     reprompt: Reprompt
+
+    @property
+    def about(self) -> str:
+        """What names the detector's answers among those of others (see tasks/recall.py)."""
+        return digest_of(["infer", VERSION, self.digest, self.keep_floor])
 
 
 @dataclass(frozen=True)
@@ -73,15 +80,15 @@ def infer(
     shards: Sequence[tuple[ArtifactRef, ArtifactRef | None]],
     question: Question,
     place: Place,
+    recall: Recall,
     iteration: int,
     batch: str,
 ) -> list[AnsweredShard]:
     """The answers about every (annotations, earlier candidates) pair of a batch of shards."""
     del iteration  # it names the task run
-    done = [infer_shard(store, annotations, earlier, question, place) for annotations, earlier in shards]
-    if all(shard.reused for shard in done):
-        return cached(done, f"{batch}: all {len(done)} reused")
-    return done
+    done = infer_shards(store, shards, question, place, recall)
+    forwards = sum(shard.forwards for shard in done)
+    return told(done, batch, reused=sum(shard.reused for shard in done), cost=f"{forwards} forwards")
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,11 @@ class Look:
         """What names the record within a shard."""
         return self.image.key, self.record.caption_id
 
+    @property
+    def answer_id(self) -> str:
+        """What names the answer in the store: the image by content, under whatever name, and the prompt."""
+        return answer_id(self.image.sha256, self.prompt)
+
 
 def looks(images: Sequence[LabelledImage], reprompt: Reprompt) -> list[Look]:
     """Every record that still has something to ask; one with an empty prompt is not looked at again."""
@@ -111,41 +123,33 @@ def candidates_key(wanted: Sequence[Look], question: Question) -> str:
     return content_key("infer", VERSION, inputs)
 
 
-def known_answers(
-    store: ArtifactStore, wanted: Sequence[Look], candidates: Sequence[ArtifactRef | None]
-) -> dict[RecordId, Candidates]:
-    """The answers of earlier artifacts to exactly the prompts that are wanted now."""
-    prompts = {look.id: look.prompt for look in wanted}
-    known: dict[RecordId, Candidates] = {}
-    for ref in filter(None, candidates):
-        looked_at, _ = load_candidates(store.read(ref))
-        known |= {(key, number): found for key, number, found in looked_at if prompts.get((key, number)) == found.asked}
-    return known
-
-
 @dataclass(frozen=True)
 class Outlook:
     """What is known about a shard before the detector is asked.
 
     `candidates` is the whole answer where the store has it; else `known` holds the answers that can be taken over, and
-    `todo` the records to look at. `incomplete` is an answer under the same key that tells of failed images.
+    `wanted` all records to look at. `incomplete` is an answer under the same key that tells of failed images.
     """
 
     key: str
     images: int
-    candidates: ArtifactRef | None
-    incomplete: ArtifactRef | None
-    wanted: tuple[Look, ...]
-    known: Mapping[RecordId, Candidates]
+    candidates: ArtifactRef | None = None
+    incomplete: ArtifactRef | None = None
+    wanted: tuple[Look, ...] = ()
+    known: Mapping[RecordId, Candidates] = field(default_factory=dict)
 
     @property
-    def todo(self) -> list[Look]:
-        """The records that only the detector can answer."""
-        return [] if self.candidates else [look for look in self.wanted if look.id not in self.known]
+    def todo(self) -> dict[str, list[Look]]:
+        """By image, the records that only the detector can answer."""
+        by_image: dict[str, list[Look]] = {}
+        for look in self.wanted:
+            if look.id not in self.known:
+                by_image.setdefault(look.image.key, []).append(look)
+        return by_image
 
 
 def look_ahead(
-    store: ArtifactStore, annotations: ArtifactRef, earlier: ArtifactRef | None, question: Question
+    store: ArtifactStore, annotations: ArtifactRef, earlier: ArtifactRef | None, question: Question, recall: Recall
 ) -> Outlook:
     """What is known about a shard: from an earlier run, or from the iteration before where the prompt is the same.
 
@@ -156,31 +160,67 @@ def look_ahead(
     key = candidates_key(wanted, question)
     found = store.lookup("candidates", key)
     if found and not store.counts(found)["failures"]:
-        return Outlook(key, len(images), found, None, wanted, {})
-    return Outlook(key, len(images), None, found, wanted, known_answers(store, wanted, [earlier, found]))
+        return Outlook(key, len(images), found)
+    near = [store.read(ref) for ref in (earlier, found) if ref]
+    return Outlook(key, len(images), None, found, wanted, known_answers(wanted, near, question, recall))
 
 
-def infer_shard(
+def known_answers(
+    wanted: Sequence[Look], near: Sequence[bytes], question: Question, recall: Recall
+) -> dict[RecordId, Candidates]:
+    """The answers to exactly the prompts that are wanted: from candidates at hand, then from any that the store has."""
+    known = _taken_over(wanted, near)
+    left = [look for look in wanted if look.id not in known]
+    if not left:
+        return known
+    held = recall.payloads("candidates", question.about, {look.answer_id for look in left})
+    return known | _taken_over(left, (payload for payload, _ in held))
+
+
+def _taken_over(wanted: Sequence[Look], payloads: Iterable[bytes]) -> dict[RecordId, Candidates]:
+    askers: dict[tuple[str, tuple[str, ...]], list[Look]] = {}
+    for look in wanted:
+        askers.setdefault((look.image.sha256, look.prompt), []).append(look)
+    known: dict[RecordId, Candidates] = {}
+    for payload in payloads:
+        for answer in load_candidates(payload)[0]:
+            for look in askers.get((answer.sha256, answer.found.asked), ()):
+                known.setdefault(look.id, answer.found)
+    return known
+
+
+def infer_shards(
     store: ArtifactStore,
-    annotations: ArtifactRef,
-    earlier: ArtifactRef | None,
+    shards: Sequence[tuple[ArtifactRef, ArtifactRef | None]],
     question: Question,
     place: Place,
-) -> AnsweredShard:
-    """The answers about one shard: from the store, or from the detector where nobody has asked it yet."""
-    outlook = look_ahead(store, annotations, earlier, question)
+    recall: Recall,
+) -> list[AnsweredShard]:
+    """The answers about every shard: from the store, or from the detector where nobody has asked it yet.
+
+    Images are read ahead across the shards, so that the detector does not wait where a shard begins.
+    """
+    outlooks, to_read = tee(look_ahead(store, *shard, question, recall) for shard in shards)
+    keys = (key for outlook in to_read for key in outlook.todo)
+    with closing(place.source.read_ahead(keys, place.read_ahead)) as files:
+        return [infer_shard(store, outlook, Inference(question, place, files)) for outlook in outlooks]
+
+
+def infer_shard(store: ArtifactStore, outlook: Outlook, fresh: "Inference") -> AnsweredShard:
+    """The answers about one shard: what is known of it, and what `fresh` finds out."""
     if outlook.candidates:
         advance("infer", outlook.images)
         return AnsweredShard(outlook.candidates, forwards=0, failures=0, reused=True)
-    fresh = Inference(question, place)
     answers = {**outlook.known, **fresh.answer(outlook.todo)}
-    looked_at = [(*look.id, answers[look.id]) for look in outlook.wanted if look.id in answers]
+    answered = [look for look in outlook.wanted if look.id in answers]
+    looked_at = [LookedAt(look.image.key, look.image.sha256, look.id[1], answers[look.id]) for look in answered]
     made = store.publish(
         "candidates",
         outlook.key,
         dump_candidates(looked_at, fresh.failures),
         {"failures": len(fresh.failures)},
         replaces=outlook.incomplete,
+        answers=Answers(fresh.question.about, tuple(look.answer_id for look in answered)),
     )
     advance("infer", outlook.images - fresh.images)
     # Another run may have been faster, with failures of its own: what counts is what the artifact says.
@@ -188,17 +228,21 @@ def infer_shard(
 
 
 class Inference:
-    """Runs the detector over images, each decoded once, and keeps account of images, forwards and failures."""
+    """Runs the detector over images, each decoded once, and keeps account of images, forwards and failures.
 
-    def __init__(self, question: Question, place: Place) -> None:
+    `files` gives the images that are to be looked at, in their order, with their bytes; others may follow.
+    """
+
+    def __init__(self, question: Question, place: Place, files: Iterator[tuple[str, bytes | ImageError]]) -> None:
+        self.question = question
         self.failures: list[Failure] = []
         self.forwards = 0
         self.images = 0
-        self._question = question
         self._place = place
+        self._files = files
 
-    def answer(self, wanted: Sequence[Look]) -> dict[RecordId, Candidates]:
-        """The candidates of every record that is wanted, but for images that cannot be read."""
+    def answer(self, wanted: Mapping[str, Sequence[Look]]) -> dict[RecordId, Candidates]:
+        """The candidates of every record that is wanted, given by image, but for images that cannot be read."""
         answers: dict[RecordId, Candidates] = {}
         if not wanted:
             return answers
@@ -208,7 +252,7 @@ class Inference:
             found = detector.detect(
                 [pixels for pixels, looks_at in group for _ in looks_at],
                 [look.prompt for look in asked],
-                keep_floor=self._question.keep_floor,
+                keep_floor=self.question.keep_floor,
                 batch_size=self._place.batch_size,
             )
             self.forwards += sum(len(detector.captions(look.prompt)) for look in asked)
@@ -217,19 +261,16 @@ class Inference:
         return answers
 
     def _load(self) -> Detector:
-        detector = load_detector(self._question.detector, device=self._place.device)
-        if detector.digest != self._question.digest:
-            raise CheckpointError(f"{self._question.detector.checkpoint} changed while the run went on; run again")
+        detector = load_detector(self.question.detector, device=self._place.device)
+        if detector.digest != self.question.digest:
+            raise CheckpointError(f"{self.question.detector.checkpoint} changed while the run went on; run again")
         return detector
 
-    def _seen(self, wanted: Sequence[Look]) -> Iterator[tuple[Pixels, list[Look]]]:
-        """The pixels of every image with what is asked about it; images are read ahead, and decoded once each."""
-        by_image: dict[str, list[Look]] = {}
-        for look in wanted:
-            by_image.setdefault(look.image.key, []).append(look)
-        for key, data in self._place.source.read_ahead(list(by_image), self._place.read_ahead):
+    def _seen(self, wanted: Mapping[str, Sequence[Look]]) -> Iterator[tuple[Pixels, Sequence[Look]]]:
+        """The pixels of every image with what is asked about it; images are decoded once each."""
+        for key, data in islice(self._files, len(wanted)):
             try:
-                yield decode_unchanged(data, by_image[key][0].image), by_image[key]
+                yield decode_unchanged(data, wanted[key][0].image), wanted[key]
             except ImageError as error:
                 self.failures.append(Failure(key, "infer", str(error)))
                 self._done_with(1)

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,27 +12,23 @@ from tasks.domain.annotations import LabelledImage
 from tasks.domain.errors import ArtifactError, ImageError, SpecError
 from tasks.domain.images import Failure
 from tasks.domain.masks import DrawnImage
-from tasks.formats.coco import distinct_phrases, write_coco
+from tasks.folder import Folder
+from tasks.formats.coco import CocoShards, join_coco, joined_categories, load_coco
 from tasks.formats.failures import dump_failures
 from tasks.formats.labelmap import dump_labelmap
 from tasks.formats.odvg import dump_odvg, dump_remaining, odvg_entries
 from tasks.pictures import draw_annotations, encode_picture, picture_name
-from tasks.store import Folder
-
-# Reads the labels anew, shard by shard, sorted by key. Each file that is written walks through them once, so that no
-# more than one shard's labels are in memory.
-Shards: TypeAlias = Callable[[], Iterable[Sequence[LabelledImage]]]
 
 ITERATION_FOLDER = re.compile(r"auto_label(\d+)")
 
 
-def write_labels(folder: Folder, shards: Shards, class_names: Sequence[str], failures: Iterable[Failure]) -> None:
+def write_labels(folder: Folder, shards: CocoShards, class_names: Sequence[str], failures: Iterable[Failure]) -> None:
     """Write the delivered labels: annotations.json, final_annotation.jsonl, labelmap.json and failures.jsonl.
 
     `class_names` is empty in grounding mode, which has no label map: that of an earlier run is deleted.
     """
     _write_coco(folder, "annotations.json", shards, class_names)
-    _write_odvg(folder, "final_annotation.jsonl", _images(shards), class_names)
+    _write_odvg(folder, "final_annotation.jsonl", images_of(shards), class_names)
     folder.write("failures.jsonl", dump_failures(failures))
     if class_names:
         folder.write("labelmap.json", dump_labelmap(class_names))
@@ -41,27 +36,27 @@ def write_labels(folder: Folder, shards: Shards, class_names: Sequence[str], fai
         folder.delete_tree("labelmap.json")
 
 
-def write_iteration(folder: Folder, iteration: int, shards: Shards, class_names: Sequence[str]) -> None:
+def write_iteration(folder: Folder, iteration: int, shards: CocoShards, class_names: Sequence[str]) -> None:
     """Write the folder of an iteration, auto_label0 and so on, from the labels after it.
 
     annotations.json holds all labels so far, autolabelled.jsonl those that this iteration added (an image that got
     none has an empty list), remaining.jsonl the phrases without a label.
     """
     into = f"auto_label{iteration}"
-    added = (_added_by(iteration, image) for image in _images(shards))
+    added = (_added_by(iteration, image) for image in images_of(shards))
     _write_coco(folder, f"{into}/annotations.json", shards, class_names)
     _write_odvg(folder, f"{into}/autolabelled.jsonl", added, class_names)
-    folder.write_stream(f"{into}/remaining.jsonl", dump_remaining(_images(shards)))
+    folder.write_stream(f"{into}/remaining.jsonl", dump_remaining(images_of(shards)))
 
 
-def _images(shards: Shards) -> Iterator[LabelledImage]:
-    for shard in shards():
-        yield from shard
+def images_of(shards: CocoShards) -> Iterator[LabelledImage]:
+    """The images of all shards with their labels, one shard at a time in memory."""
+    for data in shards():
+        yield from load_coco(data)[0]
 
 
-def _write_coco(folder: Folder, path: str, shards: Shards, class_names: Sequence[str]) -> None:
-    categories = class_names or distinct_phrases(_images(shards))
-    folder.write_stream(path, write_coco(shards(), categories))
+def _write_coco(folder: Folder, path: str, shards: CocoShards, class_names: Sequence[str]) -> None:
+    folder.write_stream(path, join_coco(shards, class_names or joined_categories(shards)))
 
 
 def _write_odvg(folder: Folder, path: str, images: Iterable[LabelledImage], class_names: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
 """Step: the masks of the boxes of a batch of shards."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice, tee
 from typing import TypeAlias
 
 import numpy as np
@@ -11,19 +13,21 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from tasks.boxed_shards import BoxedShard, read_boxed
-from tasks.cached import cached
-from tasks.domain.artifacts import ArtifactRef, Json, content_key
+from tasks.cached import told
+from tasks.domain.artifacts import Answers, ArtifactRef, Json, answer_id, content_key, digest_of
 from tasks.domain.errors import CheckpointError, ImageError
 from tasks.domain.images import Failure
-from tasks.domain.mask_outcomes import AskedImage
-from tasks.formats.masks import Masks, dump_masks, load_masks
+from tasks.domain.mask_outcomes import AskedBox, AskedImage
+from tasks.domain.masks import Mask
+from tasks.formats.masks import dump_masks, load_answers
 from tasks.forwarding import Place, may_pass
 from tasks.image_files import decode_unchanged
 from tasks.models import Segmenter, SegmenterConfig, load_segmenter
 from tasks.progress import advance
+from tasks.recall import Recall
 from tasks.store import ArtifactStore
 
-VERSION = 1
+VERSION = 2
 BATCHES_AT_A_TIME = 4  # small images are put together until their boxes fill so many batches,
 PIXELS_AT_A_TIME = 2**25  # or they have so many pixels: 100 MB of RGB
 # Boxes of one image that are asked about at once. More wait for the next call, which looks at the image again: masks
@@ -39,6 +43,11 @@ class MaskQuestion:
 
     segmenter: SegmenterConfig
     digest: str
+
+    @property
+    def about(self) -> str:
+        """What names the segmenter's answers among those of others (see tasks/recall.py)."""
+        return digest_of(["segment", VERSION, self.digest])
 
 
 @dataclass(frozen=True)
@@ -63,13 +72,17 @@ class SegmentedShard:
     tags=["gpu"],
 )
 def segment(
-    store: ArtifactStore, shards: Sequence[BoxedShard], question: MaskQuestion, place: Place, batch: str
+    store: ArtifactStore,
+    shards: Sequence[BoxedShard],
+    question: MaskQuestion,
+    place: Place,
+    recall: Recall,
+    batch: str,
 ) -> list[SegmentedShard]:
     """The masks of every shard of a batch."""
-    done = [segment_shard(store, shard, question, place) for shard in shards]
-    if all(shard.reused for shard in done):
-        return cached(done, f"{batch}: all {len(done)} reused")
-    return done
+    done = segment_shards(store, shards, question, place, recall)
+    forwarded = sum(shard.forwarded for shard in done)
+    return told(done, batch, reused=sum(shard.reused for shard in done), cost=f"{forwarded} boxes forwarded")
 
 
 def masks_key(asked: Sequence[AskedImage], question: MaskQuestion) -> str:
@@ -85,8 +98,9 @@ def masks_key(asked: Sequence[AskedImage], question: MaskQuestion) -> str:
 class MaskOutlook:
     """What is known about a shard before the segmenter is asked.
 
-    `masks` is the whole answer where the store has it; `incomplete` is one that tells of failed images, and `known` the
-    masks of the others, which are taken over. `asked` are the boxes that can get a mask, `boxes` counts all.
+    `masks` is the whole answer where the store has it; else `known` holds the answers that can be taken over, and
+    `incomplete` is one under the same key that tells of failed images. `asked` are the boxes that can get a mask,
+    `boxes` counts all.
     """
 
     key: str
@@ -95,110 +109,146 @@ class MaskOutlook:
     asked: tuple[AskedImage, ...]
     masks: ArtifactRef | None = None
     incomplete: ArtifactRef | None = None
-    known: Mapping[str, Masks] = field(default_factory=dict)
+    known: Mapping[AskedBox, Mask | None] = field(default_factory=dict)
 
     @property
     def todo(self) -> list[AskedImage]:
-        """The images that only the segmenter can answer."""
-        return [] if self.masks else [asked for asked in self.asked if asked.image.key not in self.known]
+        """The images with the boxes that only the segmenter can answer."""
+        if self.masks:
+            return []
+        return [left for asked in self.asked if (left := asked.without(self.known)).boxes]
 
 
-def look_ahead_at_masks(store: ArtifactStore, shard: BoxedShard, question: MaskQuestion) -> MaskOutlook:
-    """What is known about the masks of a shard from an earlier run."""
+def look_ahead_at_masks(store: ArtifactStore, shard: BoxedShard, question: MaskQuestion, recall: Recall) -> MaskOutlook:
+    """What is known about the masks of a shard from an earlier run.
+
+    An artifact that lists failed images is not the last word: those images are tried again, the others are reused.
+    """
     images = read_boxed(store, shard)
     asked = tuple(filter(None, (boxed.asked for boxed in images)))
-    fresh = MaskOutlook(masks_key(asked, question), len(images), sum(len(i.rows.annotations) for i in images), asked)
-    found = store.lookup("masks", fresh.key)
-    if found is None:
-        return fresh
-    if not store.counts(found)["failures"]:
-        return replace(fresh, masks=found)
-    return replace(fresh, incomplete=found, known=load_masks(store.read(found))[0])
+    size = len(images), sum(len(boxed.rows.annotations) for boxed in images)
+    key = masks_key(asked, question)
+    found = store.lookup("masks", key)
+    if found and not store.counts(found)["failures"]:
+        return MaskOutlook(key, *size, asked, masks=found)
+    near = [store.read(found)] if found else []
+    return MaskOutlook(key, *size, asked, incomplete=found, known=known_masks(asked, near, question, recall))
 
 
-def segment_shard(store: ArtifactStore, shard: BoxedShard, question: MaskQuestion, place: Place) -> SegmentedShard:
-    """The masks of one shard: from the store, or from the segmenter where nobody has asked it yet."""
-    outlook = look_ahead_at_masks(store, shard, question)
+def known_masks(
+    asked: Sequence[AskedImage], near: Sequence[bytes], question: MaskQuestion, recall: Recall
+) -> dict[AskedBox, Mask | None]:
+    """The masks of exactly the boxes that are asked: from artifacts at hand, then from any that the store has."""
+    wanted = {box for image in asked for box in image.questions}
+    known = _taken_over(wanted, near)
+    left = wanted - known.keys()
+    if left:
+        held = recall.payloads("masks", question.about, {answer_id(*box) for box in left})
+        known |= _taken_over(left, (payload for payload, _ in held))
+    return known
+
+
+def _taken_over(wanted: set[AskedBox], payloads: Iterable[bytes]) -> dict[AskedBox, Mask | None]:
+    return {box: mask for payload in payloads for box, mask in load_answers(payload).items() if box in wanted}
+
+
+def segment_shards(
+    store: ArtifactStore, shards: Sequence[BoxedShard], question: MaskQuestion, place: Place, recall: Recall
+) -> list[SegmentedShard]:
+    """The masks of every shard: from the store, or from the segmenter where nobody has asked it yet.
+
+    Images are read ahead across the shards, so that the segmenter does not wait where a shard begins.
+    """
+    outlooks, to_read = tee(look_ahead_at_masks(store, shard, question, recall) for shard in shards)
+    keys = (asked.image.key for outlook in to_read for asked in outlook.todo)
+    with closing(place.source.read_ahead(keys, place.read_ahead)) as files:
+        return [_segment_shard(store, outlook, Segmentation(question, place, files)) for outlook in outlooks]
+
+
+def _segment_shard(store: ArtifactStore, outlook: MaskOutlook, fresh: "Segmentation") -> SegmentedShard:
     if outlook.masks:
         advance("segment", outlook.images)
         return SegmentedShard(outlook.masks, forwarded=0, failures=0, reused=True)
-    fresh = Segmentation(question, place)
     masks = {**outlook.known, **fresh.answer(outlook.todo)}
-    answers = [(asked, masks[asked.image.key]) for asked in outlook.asked if asked.image.key in masks]
+    failed = {failure.image for failure in fresh.failures}
+    answered = [asked for asked in outlook.asked if asked.image.key not in failed]
     made = store.publish(
         "masks",
         outlook.key,
-        dump_masks(answers, fresh.failures),
+        dump_masks([(asked, tuple(masks[box] for box in asked.questions)) for asked in answered], fresh.failures),
         {"failures": len(fresh.failures)},
         replaces=outlook.incomplete,
+        answers=Answers(fresh.question.about, _answer_ids(answered)),
     )
     advance("segment", outlook.images - fresh.images)
     # Another run may have been faster, with failures of its own: what counts is what the artifact says.
     return SegmentedShard(made, fresh.forwarded, int(str(store.counts(made)["failures"])), reused=False)
 
 
+def _answer_ids(answered: Sequence[AskedImage]) -> tuple[str, ...]:
+    """What names the answers in the store, each once: two images, and two boxes of one, may be the same."""
+    return tuple(answer_id(*box) for box in dict.fromkeys(box for asked in answered for box in asked.questions))
+
+
 @dataclass(frozen=True)
 class _View:
-    """The pixels of an image, and the boxes of it that one call asks about."""
+    """The pixels of an image, with the boxes of it that one call asks about; others of it follow unless `is_last`."""
 
     pixels: Pixels
     asked: AskedImage
-    start: int
-    stop: int
-
-    @property
-    def boxes(self) -> int:
-        return self.stop - self.start
+    is_last: bool
 
 
 class Segmentation:
-    """Runs the segmenter over images, each decoded once, and keeps account of images, boxes and failures."""
+    """Runs the segmenter over images, each decoded once, and keeps account of images, boxes and failures.
 
-    def __init__(self, question: MaskQuestion, place: Place) -> None:
+    `files` gives the images that are to be looked at, in their order, with their bytes; others may follow.
+    """
+
+    def __init__(self, question: MaskQuestion, place: Place, files: Iterator[tuple[str, bytes | ImageError]]) -> None:
+        self.question = question
         self.failures: list[Failure] = []
         self.forwarded = 0
         self.images = 0
-        self._question = question
         self._place = place
+        self._files = files
 
-    def answer(self, wanted: Sequence[AskedImage]) -> dict[str, Masks]:
-        """The masks of every image by its key, but for images that cannot be read."""
-        answers: dict[str, Masks] = {}
+    def answer(self, wanted: Sequence[AskedImage]) -> dict[AskedBox, Mask | None]:
+        """The mask of every box that is wanted, but for images that cannot be read."""
+        answers: dict[AskedBox, Mask | None] = {}
         if not wanted:
             return answers
         segmenter = self._load()
         for group in in_groups(self._views(wanted), BATCHES_AT_A_TIME * self._place.batch_size):
             made = segmenter.segment(
                 [view.pixels for view in group],
-                [view.asked.boxes_from(view.start, view.stop) for view in group],
+                [view.asked.array for view in group],
                 batch_size=self._place.batch_size,
             )
             for view, masks in zip(group, made, strict=True):
-                key = view.asked.image.key
-                answers[key] = (*answers.get(key, ()), *masks)
-                self.forwarded += view.boxes
-                self._done_with(1 if view.stop == len(view.asked.boxes) else 0)
+                answers |= zip(view.asked.questions, masks, strict=True)
+                self.forwarded += len(masks)
+            self._done_with(sum(view.is_last for view in group))
         return answers
 
     def _load(self) -> Segmenter:
-        segmenter = load_segmenter(self._question.segmenter, device=self._place.device)
-        if segmenter.digest != self._question.digest:
-            raise CheckpointError(f"{self._question.segmenter.checkpoint} changed while the run went on; run again")
+        segmenter = load_segmenter(self.question.segmenter, device=self._place.device)
+        if segmenter.digest != self.question.digest:
+            raise CheckpointError(f"{self.question.segmenter.checkpoint} changed while the run went on; run again")
         return segmenter
 
     def _views(self, wanted: Sequence[AskedImage]) -> Iterator[_View]:
-        """Every image, read ahead and decoded once, with BOXES_AT_A_TIME of its boxes; more views hold the others."""
-        by_key = {asked.image.key: asked for asked in wanted}
-        for key, data in self._place.source.read_ahead(list(by_key), self._place.read_ahead):
-            asked = by_key[key]
+        """Every image, decoded once, with BOXES_AT_A_TIME of its boxes; more views hold the others."""
+        for asked, (key, data) in zip(wanted, islice(self._files, len(wanted)), strict=True):
             try:
                 pixels = decode_unchanged(data, asked.image)
             except ImageError as error:
                 self.failures.append(Failure(key, "segment", str(error)))
                 self._done_with(1)
                 continue
-            for start in range(0, len(asked.boxes), BOXES_AT_A_TIME):
-                yield _View(pixels, asked, start, min(start + BOXES_AT_A_TIME, len(asked.boxes)))
+            *parts, last = asked.in_parts(BOXES_AT_A_TIME)
+            yield from (_View(pixels, part, is_last=False) for part in parts)
+            yield _View(pixels, last, is_last=True)
 
     def _done_with(self, images: int) -> None:
         self.images += images
@@ -211,7 +261,7 @@ def in_groups(views: Iterator[_View], enough_boxes: int) -> Iterator[list[_View]
     for view in views:
         group.append(view)
         pixels = sum(view.pixels.shape[0] * view.pixels.shape[1] for view in group)
-        if sum(view.boxes for view in group) >= enough_boxes or pixels >= PIXELS_AT_A_TIME:
+        if sum(len(view.asked.boxes) for view in group) >= enough_boxes or pixels >= PIXELS_AT_A_TIME:
             yield group
             group = []
     if group:

@@ -13,10 +13,11 @@ from prefect.cache_policies import NO_CACHE
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.images import into_shards
+from tasks.folder import folder_and_name
 from tasks.formats.coco import dump_coco
 from tasks.formats.coco_boxes import dump_head, dump_image_rows, read_boxes_file
 from tasks.formats.label_shards import load_label_shards
-from tasks.store import ArtifactStore, folder_and_name
+from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +76,11 @@ def build_boxes(store: ArtifactStore, file: CocoFile, shard_size: int) -> BoxesD
     document = read_boxes_file(file.read(), f"COCO file {name}")
     if document.repeated_ids:
         _warn_of_repeated(name, document.repeated_ids)
+    images = sorted(document.images, key=lambda image: image.key)
     return BoxesDataset(
         head=_publish(store, dump_head(document.head)),
-        shards=tuple(_publish(store, dump_image_rows(shard)) for shard in into_shards(document.images, shard_size)),
-        images=len(document.images),
+        shards=tuple(_publish(store, dump_image_rows(shard)) for shard in into_shards(images, shard_size)),
+        images=len(images),
     )
 
 

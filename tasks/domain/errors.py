@@ -2,12 +2,15 @@
 
 AutoLabelError
 ├── SpecError          the experiment spec or an override is wrong; lists every problem
+│   └── ClaimedError   another process works in a folder that the spec names
+│       └── LostClaimError  it took the folder over, from a run that did not answer
 ├── PromptError        a phrase cannot be asked (untokenisable, too long)
 ├── CheckpointError    a model's files are missing, encrypted, or of another architecture
 ├── ImageError         one image cannot be read; recorded per image, never ends a run
 ├── FormatError        an annotation or prompt file does not follow its format
 ├── ArtifactError      the store holds something that cannot be used
-└── ServerError        the Prefect server cannot be started or reached
+├── ServerError        the Prefect server cannot be started or reached
+└── StoppedError       nobody waits for this work any more: the run has ended otherwise
 """
 
 
@@ -17,6 +20,14 @@ class AutoLabelError(Exception):
 
 class SpecError(AutoLabelError):
     """The experiment spec or an override is wrong; the message lists every problem."""
+
+
+class ClaimedError(SpecError):
+    """Another process works in a folder of the spec; the message says who, and how to proceed."""
+
+
+class LostClaimError(ClaimedError):
+    """A run that was suspended or cut off finds that its folder is another's by now; it writes nothing more there."""
 
 
 class PromptError(AutoLabelError):
@@ -41,3 +52,7 @@ class ArtifactError(AutoLabelError):
 
 class ServerError(AutoLabelError):
     """The Prefect server cannot be started or reached."""
+
+
+class StoppedError(AutoLabelError):
+    """Work was given up because the run that it was for has ended."""

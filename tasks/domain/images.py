@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, permutations
 from typing import Protocol, TypeVar
@@ -122,20 +122,21 @@ KeyedT = TypeVar("KeyedT", bound=Keyed)
 LONGEST_SHARD = 4  # times the aimed size: a cut is forced there, which 1 shard in e**4 = 55 meets
 
 
-def into_shards(images: Iterable[KeyedT], shard_size: int) -> tuple[tuple[KeyedT, ...], ...]:
-    """Split images into shards of `shard_size` on average, so that one new image touches one shard.
+def into_shards(images: Iterable[KeyedT], shard_size: int) -> Iterator[tuple[KeyedT, ...]]:
+    """Split images, which come sorted by key, into shards of `shard_size` on average, so that a new one touches one.
 
     A shard ends behind an image whose key hashes to 0 modulo `shard_size` (content-defined chunking): membership
-    follows from the keys around an image and not from its position in the list. Sorted by key; no shard is empty.
+    follows from the keys around an image and not from its position in the list. No shard is empty, and no more than
+    one is in memory.
     """
-    shards: list[tuple[KeyedT, ...]] = []
     shard: list[KeyedT] = []
-    for image in sorted(images, key=lambda image: image.key):
+    for image in images:
         shard.append(image)
         if _ends_shard(image.key, shard_size) or len(shard) == LONGEST_SHARD * shard_size:
-            shards.append(tuple(shard))
+            yield tuple(shard)
             shard = []
-    return (*shards, tuple(shard)) if shard else tuple(shards)
+    if shard:
+        yield tuple(shard)
 
 
 def _ends_shard(key: str, shard_size: int) -> bool:

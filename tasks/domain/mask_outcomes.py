@@ -1,6 +1,7 @@
 """What comes of a box that is to get a mask: a mask, or the reason why there is none."""
 
 import math
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias
@@ -39,6 +40,10 @@ NO_AREA = Unmasked(NoMask.NO_AREA, "the box has no area")
 NO_PIXEL = Unmasked(NoMask.NO_PIXEL, "no pixel scored above the threshold")
 
 
+# The sha256 of an image file, and a box in that image: all that decides on a mask, for a given segmenter.
+AskedBox: TypeAlias = tuple[str, Box]
+
+
 @dataclass(frozen=True)
 class AskedImage:
     """An image with the boxes that a segmenter is asked about, in the order of its labels: inside it, with an area."""
@@ -46,9 +51,25 @@ class AskedImage:
     image: Image
     boxes: tuple[Box, ...]
 
-    def boxes_from(self, start: int, stop: int) -> Boxes:
-        """A slice of the boxes as an array (N, 4)."""
-        return np.array(self.boxes[start:stop], dtype=np.float64).reshape(-1, 4)
+    @property
+    def questions(self) -> tuple[AskedBox, ...]:
+        """The boxes as what is asked about them: the image by its content, under whatever name."""
+        return tuple((self.image.sha256, box) for box in self.boxes)
+
+    @property
+    def array(self) -> Boxes:
+        """The boxes as an array (N, 4)."""
+        return np.array(self.boxes, dtype=np.float64).reshape(-1, 4)
+
+    def without(self, known: Container[AskedBox]) -> "AskedImage":
+        """The image with those of its boxes that are not known, each once."""
+        left = dict.fromkeys(question for question in self.questions if question not in known)
+        return AskedImage(self.image, tuple(box for _, box in left))
+
+    def in_parts(self, most: int) -> Iterator["AskedImage"]:
+        """The image again and again, with at most so many of its boxes each time."""
+        for start in range(0, len(self.boxes), most):
+            yield AskedImage(self.image, self.boxes[start : start + most])
 
 
 def part_inside(box: Box, width: int, height: int) -> Box | Unmasked:

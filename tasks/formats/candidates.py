@@ -2,8 +2,9 @@
 
 One JSON object in ASCII, an entry a line:
 
-* `looked_at`: every record, with or without candidates: `image`, `caption_id`, `asked` (the phrases of the prompt),
-  `degenerate` (the number of boxes dropped for a side under one pixel).
+* `looked_at`: every record, with or without candidates: `image`, `sha256` (of the image file, which is what the answer
+  holds for, under whatever name), `caption_id`, `asked` (the phrases of the prompt), `degenerate` (the number of boxes
+  dropped for a side under one pixel).
 * `candidates`: shaped like COCO results: `image`, `caption_id`, `phrase` (a position in `asked`), `bbox`
   [x, y, width, height] in pixels, `score`.
 * `failures`: the images that failed at inference: `image`, `stage`, `reason`.
@@ -14,7 +15,7 @@ differ by, and it is the only rounding: every later step computes on these numbe
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,14 @@ from tasks.domain.images import Failure
 from tasks.formats.coco import box_xywh, box_xyxy
 from tasks.formats.failures import failure_entry, parse_failure
 
-LookedAt: TypeAlias = tuple[str, int, Candidates]  # image key, caption id, what was found
+
+class LookedAt(NamedTuple):
+    """What the detector answered about a record: the image's key and digest, the number of its caption, what it saw."""
+
+    image: str
+    sha256: str
+    caption_id: int
+    found: Candidates
 
 
 def dump_candidates(looked_at: Sequence[LookedAt], failures: Sequence[Failure]) -> bytes:
@@ -43,22 +51,22 @@ def _lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def _record_entry(record: LookedAt) -> dict[str, Any]:
-    image, caption_id, candidates = record
     return {
-        "image": image,
-        "caption_id": caption_id,
-        "asked": list(candidates.asked),
-        "degenerate": candidates.degenerate,
+        "image": record.image,
+        "sha256": record.sha256,
+        "caption_id": record.caption_id,
+        "asked": list(record.found.asked),
+        "degenerate": record.found.degenerate,
     }
 
 
 def _candidate_entries(record: LookedAt) -> Iterator[dict[str, Any]]:
-    image, caption_id, candidates = record
-    columns = zip(candidates.phrases.tolist(), candidates.boxes.tolist(), candidates.scores.tolist(), strict=True)
+    found = record.found
+    columns = zip(found.phrases.tolist(), found.boxes.tolist(), found.scores.tolist(), strict=True)
     for phrase, box, score in columns:
         yield {
-            "image": image,
-            "caption_id": caption_id,
+            "image": record.image,
+            "caption_id": record.caption_id,
             "phrase": phrase,
             "bbox": box_xywh(box),
             "score": round(score, SCORE_DECIMALS),
@@ -82,8 +90,9 @@ def _parse(document: Mapping[str, Any]) -> tuple[tuple[LookedAt, ...], tuple[Fai
     for entry in document["candidates"]:
         found.setdefault((entry["image"], entry["caption_id"]), []).append(entry)
     looked_at = tuple(
-        (
+        LookedAt(
             entry["image"],
+            entry["sha256"],
             entry["caption_id"],
             _parse_record(entry, found.get((entry["image"], entry["caption_id"]), ())),
         )

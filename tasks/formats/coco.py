@@ -9,12 +9,15 @@ One JSON object in ASCII (pycocotools opens files in the platform's encoding), a
 * `images`: `id` from 1, `file_name` (the image key), `width`, `height`, `sha256`, and `records`, one for each caption,
   with the `noun_chunks` asked. An image without `records` was asked for the categories.
 
-`images` come last, so that a data set can be written shard by shard.
+An entry begins with its ids, so that shards can be joined without a look at the rest of the line.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Self, TypeAlias
 
 from tasks.domain.aggregation import BOX_DECIMALS
 from tasks.domain.annotations import Annotation, LabelledImage, Record
@@ -24,7 +27,15 @@ from tasks.domain.errors import FormatError
 from tasks.domain.images import Image
 from tasks.formats.labelmap import category_id, labels_of
 
+# Reads shards anew, one after the other, each as `dump_coco` wrote it. What is made of all of them walks over them more
+# than once, so that no more than one is in memory.
+CocoShards: TypeAlias = Callable[[], Iterable[bytes]]
+
 _INFO = {"description": "Labels made by AutoLabel Flow"}  # no date: equal labels are equal bytes
+# No entry holds a newline: JSON writes the one of a file name or phrase as an escape.
+_BETWEEN_PARTS = re.compile(rb'\n"categories":\[\n|\n\],\n"annotations":\[\n|\n\],\n"images":\[\n|\n\]\}\n')
+_ANNOTATION = re.compile(rb'\{"id":\d+,"image_id":(\d+),"category_id":(\d+),')
+_IMAGE = re.compile(rb'\{"id":\d+,')
 
 
 def box_xywh(box: Box) -> list[float]:
@@ -54,25 +65,83 @@ def dump_coco(images: Sequence[LabelledImage], class_names: Sequence[str]) -> by
     phrases. `load_coco` gives equal images back, as long as boxes are in thousandths of a pixel, as all artifacts hold
     them.
     """
-    return b"".join(write_coco([images], class_names or distinct_phrases(images)))
+    categories = class_names or distinct_phrases(images)
+    annotations = enumerate(_annotation_entries(images, categories), start=1)
+    annotation_lines = (_line({"id": number, **entry}) for number, entry in annotations)
+    image_lines = (_line(_image_entry(image, number, categories)) for number, image in enumerate(images, start=1))
+    return b"".join(_document(categories, annotation_lines, image_lines))
 
 
-def write_coco(shards: Iterable[Sequence[LabelledImage]], categories: Sequence[str]) -> Iterator[bytes]:
-    """The bytes of `dump_coco` of all shards together, piece by piece; every annotation's phrase is in `categories`.
+def join_coco(shards: CocoShards, categories: Sequence[str]) -> Iterator[bytes]:
+    """The bytes of `dump_coco` of the images of all shards together, piece by piece, from those of each.
 
-    One shard's annotations and a line per image are all that it holds in memory.
+    `categories` are those of detection mode, which all shards share, or `joined_categories`. Raises FormatError for a
+    shard that `dump_coco` has not written.
     """
-    labels = labels_of(categories)
-    image_lines: list[bytes] = []
-    written = 0
+    return _document(categories, _joined_annotations(shards(), categories), _joined_images(shards()))
+
+
+def joined_categories(shards: CocoShards) -> tuple[str, ...]:
+    """The categories of all shards of grounding mode together: every phrase that is asked anywhere, once, sorted."""
+    return tuple(sorted({name for data in shards() for name in _Lines.of(data).categories}))
+
+
+def _document(categories: Sequence[str], annotations: Iterable[bytes], images: Iterable[bytes]) -> Iterator[bytes]:
     yield b'{"info":%b,\n"categories":[\n%b\n],\n"annotations":[\n' % (_line(_INFO), _category_lines(categories))
-    for shard in shards:
-        for labelled in shard:
-            image_lines.append(_line(_image_entry(labelled, len(image_lines) + 1, categories)))
-            for entry in _annotation_entries(labelled, labels, caption_ids=not _is_told_by(categories, labelled)):
-                written += 1
-                yield (b",\n" if written > 1 else b"") + _line({"id": written, "image_id": len(image_lines)} | entry)
-    yield b'\n],\n"images":[\n%b\n]}\n' % b",\n".join(image_lines)
+    yield from _separated(annotations)
+    yield b'\n],\n"images":[\n'
+    yield from _separated(images)
+    yield b"\n]}\n"
+
+
+def _separated(lines: Iterable[bytes]) -> Iterator[bytes]:
+    for position, line in enumerate(lines):
+        yield b",\n" + line if position else line
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The names of the categories of a shard, and its entries as they are written."""
+
+    categories: tuple[str, ...]
+    annotations: list[bytes]
+    images: list[bytes]
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """The lines of what `dump_coco` wrote; raises FormatError for anything else."""
+        parts = _BETWEEN_PARTS.split(data)
+        if len(parts) != 5:
+            raise FormatError("not the labels of a shard: expected COCO with an entry a line; run again")
+        categories, annotations, images = (part.split(b",\n") if part else [] for part in parts[1:4])
+        return cls(tuple(json.loads(line)["name"] for line in categories), annotations, images)
+
+
+def _joined_annotations(shards: Iterable[bytes], categories: Sequence[str]) -> Iterator[bytes]:
+    labels = labels_of(categories)
+    written = images = 0
+    for shard in map(_Lines.of, shards):
+        category_ids = {category_id(label): category_id(labels[name]) for label, name in enumerate(shard.categories)}
+        for line in shard.annotations:
+            written += 1
+            image, category, rest = _split(_ANNOTATION, line)
+            ids = written, images + int(image), category_ids[int(category)]
+            yield b'{"id":%d,"image_id":%d,"category_id":%d,%b' % (*ids, rest)
+        images += len(shard.images)
+
+
+def _joined_images(shards: Iterable[bytes]) -> Iterator[bytes]:
+    lines = chain.from_iterable(_Lines.of(data).images for data in shards)
+    for number, line in enumerate(lines, start=1):
+        (rest,) = _split(_IMAGE, line)
+        yield b'{"id":%d,%b' % (number, rest)
+
+
+def _split(beginning: re.Pattern[bytes], line: bytes) -> tuple[bytes, ...]:
+    """What the groups of `beginning` matched, and the rest of the line behind it."""
+    if (match := beginning.match(line)) is None:
+        raise FormatError(f"not an entry of a shard: {line[:60]!r}, expected one that begins with its ids; run again")
+    return (*match.groups(), line[match.end() :])
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:
@@ -102,20 +171,20 @@ def _is_told_by(categories: Sequence[str], labelled: LabelledImage) -> bool:
     return asked == [(0, None, tuple(categories))]
 
 
-def _annotation_entries(
-    labelled: LabelledImage, labels: Mapping[str, int], *, caption_ids: bool
-) -> Iterator[dict[str, Any]]:
-    for record in labelled.records:
-        caption_id = {"caption_id": record.caption_id} if caption_ids else {}
-        for annotation in record.annotations:
-            yield _annotation_entry(annotation, category_id(labels[annotation.phrase])) | caption_id
+def _annotation_entries(images: Sequence[LabelledImage], categories: Sequence[str]) -> Iterator[dict[str, Any]]:
+    labels = labels_of(categories)
+    for image_id, labelled in enumerate(images, start=1):
+        is_told = _is_told_by(categories, labelled)
+        for record in labelled.records:
+            for annotation in record.annotations:
+                ids = {"image_id": image_id, "category_id": category_id(labels[annotation.phrase])}
+                yield ids | _annotation_entry(annotation) | ({} if is_told else {"caption_id": record.caption_id})
 
 
-def _annotation_entry(annotation: Annotation, category: int) -> dict[str, Any]:
+def _annotation_entry(annotation: Annotation) -> dict[str, Any]:
     found = _detection_entry(annotation)
     _, _, width, height = found["bbox"]
     return {
-        "category_id": category,
         **found,
         # Rounded to the six decimals that the product of two thousandths has.
         "area": round(width * height, 2 * BOX_DECIMALS),

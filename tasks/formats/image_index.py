@@ -6,7 +6,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tasks.domain.artifacts import canonical_json
@@ -29,6 +29,15 @@ def read_image_index(data: bytes) -> ImageIndex:
     images = sorted(entry for entry in entries if isinstance(entry, Image))
     failures = sorted(entry for entry in entries if isinstance(entry, Failure))
     return ImageIndex(tuple(images), tuple(failures))
+
+
+def joined_index(parts: Iterable[ImageIndex]) -> ImageIndex:
+    """The index of all images, of which each part holds some, in the order of their keys."""
+    together = list(parts)
+    return ImageIndex(
+        tuple(image for part in together for image in part.images),
+        tuple(failure for part in together for failure in part.failures),
+    )
 
 
 def _image_record(image: Image) -> dict[str, str | int]:

@@ -1,22 +1,23 @@
 """The masks artifact of a shard: what the segmenter answered about every box that it was asked about.
 
-One JSON object in ASCII, an entry a line:
+One JSON object in ASCII, an image a line:
 
-* `masks`: shaped like COCO results, the boxes of an image one after the other in the order in which they were asked:
-  `image`, `bbox` [x, y, width, height] in pixels, the part inside the image, and `segmentation` (run-length code,
-  compressed), `area` in pixels and `mask_quality`, or `mask_failure` with the reason why there is no mask.
+* `images`: `image`, the key; `sha256` of the image file, for which the answers hold, under whatever name; `boxes`
+  [left, top, right, bottom] in pixels, the parts inside the image, as they were asked, to the last bit; `masks`, one
+  for each box: `segmentation` (run-length code, compressed), `area` in pixels and `mask_quality`, as in a COCO
+  annotation, or `mask_failure` with the reason why there is no mask.
 * `failures`: the images that could not be read: `image`, `stage`, `reason`.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
+from tasks.domain.boxes import Box
 from tasks.domain.errors import FormatError
 from tasks.domain.images import Failure
-from tasks.domain.mask_outcomes import NO_PIXEL, AskedImage
+from tasks.domain.mask_outcomes import NO_PIXEL, AskedBox, AskedImage
 from tasks.domain.masks import Mask
-from tasks.formats.coco import box_xywh
 from tasks.formats.failures import failure_entry, parse_failure
 
 Masks: TypeAlias = tuple[Mask | None, ...]  # of the boxes of an image; None where no pixel passed the threshold
@@ -26,10 +27,9 @@ QUALITY_DECIMALS = 4  # the quality ranks masks for people to look at; more digi
 
 def dump_masks(answers: Sequence[tuple[AskedImage, Masks]], failures: Sequence[Failure]) -> bytes:
     """The masks file of these images, in their order; failures are sorted."""
-    masks = [entry for asked, masks in answers for entry in _mask_entries(asked, masks)]
-    return b'{"masks":[\n%b\n],\n"failures":[\n%b\n]}\n' % (
-        _lines(masks),
-        _lines([failure_entry(failure) for failure in sorted(failures)]),
+    return b'{"images":[\n%b\n],\n"failures":[\n%b\n]}\n' % (
+        _lines(_image_entry(asked, masks) for asked, masks in answers),
+        _lines(failure_entry(failure) for failure in sorted(failures)),
     )
 
 
@@ -39,15 +39,18 @@ def load_masks(data: bytes) -> tuple[dict[str, Masks], tuple[Failure, ...]]:
     Raises:
         FormatError: The bytes are no masks file.
     """
-    try:
-        document = json.loads(data)
-        masks: dict[str, list[Mask | None]] = {}
-        for entry in document["masks"]:
-            masks.setdefault(entry["image"], []).append(_parse_mask(entry))
-        failures = tuple(map(parse_failure, document["failures"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FormatError(f"not a masks file: {type(error).__name__} {error}; delete it and run again") from error
-    return {key: tuple(of_image) for key, of_image in masks.items()}, failures
+    images, failures = _parse(data)
+    return {image.key: image.masks for image in images}, failures
+
+
+def load_answers(data: bytes) -> dict[AskedBox, Mask | None]:
+    """What is answered about every box, whatever the image was called.
+
+    Raises:
+        FormatError: The bytes are no masks file.
+    """
+    images, _ = _parse(data)
+    return {(image.sha256, box): mask for image in images for box, mask in zip(image.boxes, image.masks, strict=True)}
 
 
 def mask_entry(mask: Mask) -> dict[str, Any]:
@@ -59,14 +62,41 @@ def mask_entry(mask: Mask) -> dict[str, Any]:
     }
 
 
-def _lines(entries: Sequence[Mapping[str, Any]]) -> bytes:
+class _Answered(NamedTuple):
+    key: str
+    sha256: str
+    boxes: tuple[Box, ...]
+    masks: Masks
+
+
+def _lines(entries: Iterable[Mapping[str, Any]]) -> bytes:
     return ",\n".join(json.dumps(entry, separators=(",", ":"), allow_nan=False) for entry in entries).encode()
 
 
-def _mask_entries(asked: AskedImage, masks: Masks) -> Iterator[dict[str, Any]]:
-    for box, mask in zip(asked.boxes, masks, strict=True):
-        found = {"image": asked.image.key, "bbox": box_xywh(box)}
-        yield found | ({"mask_failure": NO_PIXEL.reason} if mask is None else mask_entry(mask))
+def _image_entry(asked: AskedImage, masks: Masks) -> dict[str, Any]:
+    return {
+        "image": asked.image.key,
+        "sha256": asked.image.sha256,
+        "boxes": asked.boxes,
+        "masks": [
+            {"mask_failure": NO_PIXEL.reason} if mask is None else mask_entry(mask)
+            for _, mask in zip(asked.boxes, masks, strict=True)
+        ],
+    }
+
+
+def _parse(data: bytes) -> tuple[list[_Answered], tuple[Failure, ...]]:
+    try:
+        document = json.loads(data)
+        return [_parse_image(entry) for entry in document["images"]], tuple(map(parse_failure, document["failures"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FormatError(f"not a masks file: {type(error).__name__} {error}; delete it and run again") from error
+
+
+def _parse_image(entry: Mapping[str, Any]) -> _Answered:
+    boxes = tuple((left, top, right, bottom) for left, top, right, bottom in entry["boxes"])
+    masks = tuple(_parse_mask(mask) for _, mask in zip(boxes, entry["masks"], strict=True))
+    return _Answered(entry["image"], entry["sha256"], boxes, masks)
 
 
 def _parse_mask(entry: Mapping[str, Any]) -> Mask | None:

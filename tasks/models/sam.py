@@ -72,9 +72,11 @@ class SamSegmenter:
     ) -> list[list[Mask | None]]:
         """For every image (H, W, 3), uint8 RGB, the masks of its boxes (N, 4); None where no logit is above 0.
 
-        On a CUDA device up to `batch_size` boxes of an image share a pass of the mask decoder; elsewhere each passes
-        alone, so that the batch size cannot change a bit of the result. It would gain nothing there: a box took 0.06 s
-        on two cores in a batch of 1 or 4, and 0.09 to 0.22 s in one of 8 (torch 2.13, full-size decoders, 2026-11-23).
+        On a CUDA device `batch_size` boxes of an image share a pass of the mask decoder, which is filled up where there
+        are fewer: kernels differ by the shape of the batch, and a mask must not depend on the company of its box.
+        Elsewhere each passes alone, so that the batch size cannot change a bit of the result. It would gain nothing
+        there: a box took 0.06 s on two cores in a batch of 1 or 4, and 0.09 to 0.22 s in one of 8 (torch 2.13,
+        full-size decoders, 2026-11-23).
         """
         on_gpu = self.model.device.type == "cuda"
         return [
@@ -88,8 +90,9 @@ class SamSegmenter:
         height, width = image.shape[:2]
         embeddings, prompts = self._embed(image), self._inputs.place(boxes, height, width)
         for start in range(0, len(boxes), batch_size):
-            batch = slice(start, start + batch_size)
-            for box, answer in zip(boxes[batch], self._decode(embeddings, prompts[batch]), strict=True):
+            batch = boxes[start : start + batch_size]
+            filled = np.pad(prompts[start : start + batch_size], ((0, batch_size - len(batch)), (0, 0)), mode="edge")
+            for box, answer in zip(batch, self._decode(embeddings, filled)[: len(batch)], strict=True):
                 region = region_of(box) if self._clip_to_box else Region(0, 0, width, height)
                 logits = logits_in(region, answer, self._inputs, height, width)
                 yield mask_of(logits, region, height, width)

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from tasks.domain.errors import SpecError
+from tasks.folder import Folder
 from tasks.image_files import ImageSource
-from tasks.store import Folder
 
 
 @pytest.fixture(params=["path", "memory URL"])
@@ -33,7 +33,7 @@ def test_named_images_are_listed_once_sorted_and_no_others(root):
 def test_the_version_of_a_named_image_is_that_of_a_listed_one(root):
     Folder(root).write("sub/a.png", b"x")
     source = ImageSource((root,))
-    assert source.list_named(["sub/a.png"]) == source.list_images()
+    assert source.list_named(["sub/a.png"]) == list(source.list_images())
 
 
 def test_what_is_not_there_is_listed_with_the_reason(root):

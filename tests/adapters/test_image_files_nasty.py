@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from tasks.domain.images import ImageIndex
-from tasks.formats.image_index import read_image_index
+from tasks.formats.image_index import joined_index, read_image_index
 from tasks.image_files import FetchError, ImageSource, decode
-from tasks.index_images import build_index
+from tasks.index_images import Indexer, build_index
+from tasks.recall import Recall
 from tasks.store import ArtifactStore
 
 MAKE_NASTY = Path(__file__).resolve().parents[3] / "shared" / "data" / "make_nasty.py"
@@ -57,8 +58,9 @@ def source(collection: Path) -> ImageSource:
 @pytest.fixture(scope="module")
 def index(source: ImageSource) -> ImageIndex:
     store = ArtifactStore(f"memory://{uuid4()}")
-    ref, _ = build_index(source, store)
-    return read_image_index(store.read(ref))
+    return joined_index(
+        read_image_index(store.read(ref)) for ref, _ in build_index(Indexer(source, store, Recall(store)))
+    )
 
 
 def entries(collection: Path, expect: str) -> list[dict[str, object]]:
@@ -125,5 +127,6 @@ def test_d12_every_exif_orientation_gives_the_upright_picture(source: ImageSourc
 
 def test_reading_the_collection_again_gives_the_same_bytes(source: ImageSource, index: ImageIndex) -> None:
     store = ArtifactStore(f"memory://{uuid4()}")
-    ref, reused = build_index(source, store)
-    assert (read_image_index(store.read(ref)), reused) == (index, False)
+    indices = build_index(Indexer(source, store, Recall(store)))
+    again = joined_index(read_image_index(store.read(ref)) for ref, _ in indices)
+    assert (again, any(reused for _, reused in indices)) == (index, False)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.errors import ArtifactError
 from tasks.domain.images import is_inner_path
-from tasks.store import ArtifactStore, DamagedArtifactError, Folder, MissingFileError, folder_and_name
+from tasks.folder import Folder, MissingFileError, folder_and_name
+from tasks.store import ArtifactStore, DamagedArtifactError
 
 KEY = "ab" * 32
 ODD_NAMES = ["with space", "per%20cent#", "ünïcödé 照片", "-dash", "back\\slash", "a::b", "[1]*?", "n" * 255]

@@ -9,9 +9,10 @@ from tasks.domain.aggregation import AggregationRules, Nms, aggregate
 from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.detections import Candidates, Detection
 from tasks.domain.images import Failure, Image
-from tasks.formats.candidates import dump_candidates
+from tasks.folder import Folder
+from tasks.formats.candidates import LookedAt, dump_candidates
+from tasks.formats.coco import dump_coco
 from tasks.results import write_iteration, write_labels
-from tasks.store import Folder
 
 HERE = Path(__file__).parent
 CLASSES = ("person", "fire truck")
@@ -45,9 +46,9 @@ def assert_golden(name: str, actual: bytes) -> None:
 def test_the_delivered_files_are_those_reviewed(mode, tmp_path):
     classes = CLASSES if mode == "detection" else ()
     images = labelled(Record(0, None if classes else "a person beside a fire truck", CLASSES))
-    folder = Folder(str(tmp_path))
-    write_labels(folder, lambda: [images], classes, [Failure("c/broken.jpg", "index", "is empty")])
-    write_iteration(folder, 1, lambda: [images], classes)
+    folder, shards = Folder(str(tmp_path)), [dump_coco(images, classes)]
+    write_labels(folder, lambda: shards, classes, [Failure("c/broken.jpg", "index", "is empty")])
+    write_iteration(folder, 1, lambda: shards, classes)
     for name in ("annotations.json", "final_annotation.jsonl", "failures.jsonl", "auto_label1/autolabelled.jsonl"):
         assert_golden(f"{mode}.{name.replace('/', '.')}", folder.read(name))
     assert_golden(f"{mode}.remaining.jsonl", folder.read("auto_label1/remaining.jsonl"))
@@ -55,5 +56,5 @@ def test_the_delivered_files_are_those_reviewed(mode, tmp_path):
 
 def test_the_candidates_of_a_shard_are_those_reviewed():
     found = Candidates(CLASSES, np.array([[1.0, 2.0, 30.5, 40.25]]), np.array([0.123456]), np.array([1]), degenerate=2)
-    looked_at = [("a/street.jpg", 0, found)]
+    looked_at = [LookedAt("a/street.jpg", "0" * 64, 0, found)]
     assert_golden("candidates.json", dump_candidates(looked_at, [Failure("b/gone.jpg", "infer", "is not there")]))

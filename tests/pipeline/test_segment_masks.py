@@ -326,7 +326,7 @@ def test_an_image_that_failed_is_tried_again_in_the_next_run(
     paint_image, write_boxes, make_mask_spec, results, monkeypatch
 ):
     path = paint_image("a.png", [])
-    paint_image("b.png", [])
+    paint_image("b.png", [("cat", 0.9, (1, 1, 9, 9))])  # equal pictures would be one to the store
     write_boxes({"a.png": [BOX], "b.png": [BOX]})
     kept = path.read_bytes()
     index = flow_module.index_named_images
@@ -387,7 +387,7 @@ class Killed(BaseException):
 
 def test_shards_that_a_killed_run_had_made_are_reused(paint_image, write_boxes, make_mask_spec, monkeypatch):
     for i in range(20):
-        paint_image(f"{i:02}.png", [])
+        paint_image(f"{i:02}.png", [(f"thing {i}", 0.5, (1, 1, 9, 9))])  # equal pictures would be one to the store
     write_boxes({f"{i:02}.png": [BOX] for i in range(20)})
     spec = make_mask_spec(shard_size=3)
     calls: list[int] = []

@@ -11,7 +11,7 @@ from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.detections import Candidates
 from tasks.domain.images import Failure, Image
-from tasks.formats.candidates import dump_candidates
+from tasks.formats.candidates import LookedAt, dump_candidates
 from tasks.formats.coco import dump_coco, load_coco
 from tasks.store import ArtifactStore
 
@@ -53,7 +53,7 @@ def published(store: ArtifactStore, images: list[LabelledImage]) -> ArtifactRef:
 
 def answered(store: ArtifactStore, key: str, found: Candidates | None) -> ArtifactRef:
     """The candidates of 1.png, or its failure."""
-    looked_at = [("1.png", 0, found)] if found else []
+    looked_at = [LookedAt("1.png", "0" * 64, 0, found)] if found else []
     failures = [] if found else [Failure("1.png", "infer", "is gone")]
     return store.publish("candidates", key * 64, dump_candidates(looked_at, failures))
 

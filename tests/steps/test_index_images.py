@@ -12,11 +12,13 @@ from prefect.client.schemas.objects import State
 
 from tasks.domain.errors import SpecError
 from tasks.domain.images import ImageIndex
-from tasks.formats.image_index import read_image_index
+from tasks.folder import Folder
+from tasks.formats.image_index import joined_index, read_image_index
 from tasks.image_files import FetchError, ImageSource
-from tasks.index_images import build_index, index_images
+from tasks.index_images import Indexer, build_index, index_images
 from tasks.progress import listening
-from tasks.store import ArtifactStore, Folder
+from tasks.recall import Recall
+from tasks.store import ArtifactStore
 
 
 @pytest.fixture
@@ -43,10 +45,10 @@ class Heard:
     """Remembers the progress that it is told."""
 
     def __init__(self) -> None:
-        self.totals: list[int] = []
+        self.totals: list[int | None] = []
         self.images = 0
 
-    def begin(self, stage: str, total: int) -> None:
+    def begin(self, stage: str, total: int | None) -> None:
         self.totals.append(total)
 
     def advance(self, stage: str, images: int) -> None:
@@ -54,8 +56,11 @@ class Heard:
 
 
 def made(source: ImageSource, store: ArtifactStore) -> ImageIndex:
-    ref, _ = build_index(source, store)
-    return read_image_index(store.read(ref))
+    return joined_index(read_image_index(store.read(ref)) for ref, _ in build_index(indexer(source, store)))
+
+
+def indexer(source: ImageSource, store: ArtifactStore) -> Indexer:
+    return Indexer(source, store, Recall(store))
 
 
 def test_the_index_holds_the_upright_sizes_sorted_by_key(place: str, store: ArtifactStore) -> None:
@@ -65,11 +70,34 @@ def test_the_index_holds_the_upright_sizes_sorted_by_key(place: str, store: Arti
 
 def test_an_unchanged_data_set_is_not_looked_at_again(place: str, store: ArtifactStore) -> None:
     source = images(place, a=(8, 6), b=(4, 3))
-    first, reused_at_first = build_index(source, store)
-    heard = Heard()
-    with listening(heard):
-        again, reused = build_index(source, store)
-    assert (again, reused_at_first, reused, heard.totals) == (first, False, True, [])
+    [(first, reused_at_first)] = build_index(indexer(source, store))
+    [(again, reused)] = build_index(indexer(Unreadable(source.roots), store))
+    assert (again, reused_at_first, reused) == (first, False, True)
+
+
+class Unreadable(ImageSource):
+    """A source that is not to be read."""
+
+    def read(self, key: str) -> bytes:
+        raise AssertionError(f"{key} was read")
+
+
+def test_of_a_changed_data_set_only_what_is_new_is_looked_at(place: str, store: ArtifactStore) -> None:
+    made(images(place, a=(8, 6), b=(4, 3)), store)
+    source = ReadOnce(images(place, c=(2, 2)).roots)
+    assert [image.key for image in made(source, store).images] == ["a.png", "b.png", "c.png"]
+    assert source.files == ["c.png"]
+
+
+@dataclass(frozen=True)
+class ReadOnce(ImageSource):
+    """A source that remembers what was read."""
+
+    files: list[str] = field(default_factory=list)
+
+    def read(self, key: str) -> bytes:
+        self.files.append(key)
+        return super().read(key)
 
 
 @pytest.mark.parametrize("change", ["another image", "a new image", "an image less"])
@@ -123,7 +151,7 @@ def test_an_image_that_went_away_after_the_listing_is_a_failure(place: str, stor
 
     class VanishingSource(ImageSource):
         def list_images(self):  # type: ignore[no-untyped-def]
-            listed = super().list_images()
+            listed = list(super().list_images())
             Folder(f"{place}/images").delete_tree("a.png")
             return listed
 
@@ -134,46 +162,49 @@ def test_an_image_that_went_away_after_the_listing_is_a_failure(place: str, stor
 
 def test_a_damaged_index_is_made_again(place: str, store: ArtifactStore) -> None:
     source = images(place, a=(8, 6))
-    ref, _ = build_index(source, store)
+    [(ref, _)] = build_index(indexer(source, store))
     folder = Folder(store.uri)
     [data] = [name for name in folder.names(f"index/{ref.key[:2]}") if "manifest" not in name]
     folder.write(f"index/{ref.key[:2]}/{data}", b"")
-    assert build_index(source, store) == (ref, False)
+    assert build_index(indexer(source, store)) == [(ref, False)]
     assert [image.key for image in read_image_index(store.read(ref)).images] == ["a.png"]
 
 
 def test_progress_counts_every_image_once(place: str, store: ArtifactStore) -> None:
     heard = Heard()
     with listening(heard):
-        build_index(images(place, a=(1, 1), b=(1, 1), c=(1, 1)), store)
-    assert (heard.totals, heard.images) == ([3], 3)
+        build_index(indexer(images(place, a=(1, 1), b=(1, 1), c=(1, 1)), store))
+    assert (heard.totals, heard.images) == ([None], 3)
 
 
 def test_the_task_ends_in_the_state_cached_when_nothing_changed(place: str, store: ArtifactStore) -> None:
     source = images(place, a=(8, 6))
-    first = index_images.fn(source, store)
-    again = index_images.fn(source, store)
+    first = index_images.fn(indexer(source, store))
+    again = index_images.fn(indexer(source, store))
+    assert isinstance(first, State)
     assert isinstance(again, State)
-    assert (again.name, again.is_completed(), again.data) == ("Cached", True, first)
+    assert (again.name, again.is_completed(), again.data) == ("Cached", True, first.data)
 
 
 def test_storage_options_are_in_no_key_and_no_message(place: str, store: ArtifactStore) -> None:
     roots = images(place, a=(8, 6)).roots
-    first = index_images.fn(ImageSource(roots, {"secret": "hunter2"}), store)
-    again = index_images.fn(ImageSource(roots, {"secret": "swordfish"}), store)
+    first = index_images.fn(indexer(ImageSource(roots, {"secret": "hunter2"}), store))
+    again = index_images.fn(indexer(ImageSource(roots, {"secret": "swordfish"}), store))
+    assert isinstance(first, State)
     assert isinstance(again, State)
-    assert (again.data, "swordfish" in repr(again)) == (first, False)
+    assert (again.data, "swordfish" in repr(again)) == (first.data, False)
 
 
 def test_a_data_set_without_images_ends_with_the_way_out(place: str, store: ArtifactStore) -> None:
     with pytest.raises(SpecError, match="check image_dir"):
-        build_index(ImageSource((f"{place}/images",)), store)
+        build_index(indexer(ImageSource((f"{place}/images",)), store))
 
 
 def test_what_is_excluded_is_in_no_key(place: str, store: ArtifactStore) -> None:
     roots = images(place, a=(8, 6)).roots
-    ref, _ = build_index(ImageSource(roots), store)
-    assert build_index(ImageSource(roots, excluded=(f"{place}/images/out",)), store) == (ref, True)
+    [(ref, _)] = build_index(indexer(ImageSource(roots), store))
+    excluding = ImageSource(roots, excluded=(f"{place}/images/out",))
+    assert build_index(indexer(excluding, store)) == [(ref, True)]
 
 
 def test_pictures_of_an_earlier_run_below_the_image_root_do_not_become_images(place: str, store: ArtifactStore) -> None:

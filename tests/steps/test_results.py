@@ -1,6 +1,7 @@
 """What a run leaves in results_dir."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image as Picture
 from tasks.domain.annotations import Annotation, LabelledImage, Record
 from tasks.domain.errors import ImageError
 from tasks.domain.images import Failure, Image
+from tasks.folder import Folder
 from tasks.formats.coco import dump_coco, load_coco
 from tasks.formats.odvg import load_odvg
 from tasks.results import (
@@ -20,7 +22,6 @@ from tasks.results import (
     write_labels,
     write_pictures,
 )
-from tasks.store import Folder
 
 CLASSES = ("car", "truck")
 
@@ -38,7 +39,7 @@ GROUNDED = [labelled("a.jpg", label("a dog"), caption="a dog", phrases=("a dog",
 
 
 def shards():
-    return iter([IMAGES[:1], IMAGES[1:]])
+    return iter([dump_coco(IMAGES[:1], CLASSES), dump_coco(IMAGES[1:], CLASSES)])
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -71,13 +72,13 @@ def test_every_image_looked_at_has_a_line(tmp_path):
 
 def test_the_categories_of_grounding_mode_are_the_phrases_of_all_shards(tmp_path):
     other = [labelled("b.jpg", caption="a cat", phrases=("a cat",))]
-    write_labels(Folder(str(tmp_path)), lambda: [GROUNDED, other], (), [])
+    write_labels(Folder(str(tmp_path)), lambda: [dump_coco(GROUNDED, ()), dump_coco(other, ())], (), [])
     assert load_coco(files(tmp_path)["annotations.json"])[1] == ("a cat", "a dog")
 
 
 def test_grounding_mode_leaves_no_label_map_of_an_earlier_run(tmp_path):
     write_labels(Folder(str(tmp_path)), shards, CLASSES, [])
-    write_labels(Folder(str(tmp_path)), lambda: [GROUNDED], (), [])
+    write_labels(Folder(str(tmp_path)), lambda: [dump_coco(GROUNDED, ())], (), [])
     assert "labelmap.json" not in files(tmp_path)
 
 
@@ -92,6 +93,23 @@ def test_an_iteration_tells_all_labels_those_it_added_and_what_remains(tmp_path)
         ("b/1.jpg", ["car", "truck"]),
         ("c.jpg", ["truck"]),
     ]
+
+
+def peak_of_an_export(folder: Path, shards: int) -> int:
+    """Bytes that an export of so many shards holds at most; each takes 40 kB of every file."""
+    payload = dump_coco([labelled(f"{i}/{'x' * 20_000}.jpg", label("car")) for i in range(2)], CLASSES)
+    tracemalloc.start()
+    try:
+        write_labels(Folder(str(folder)), lambda: [payload] * shards, CLASSES, [])
+        write_iteration(Folder(str(folder)), 0, lambda: [payload] * shards, CLASSES)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_memory_of_an_export_does_not_grow_with_the_shards(tmp_path):
+    few, many = (peak_of_an_export(tmp_path, shards) for shards in (100, 400))
+    assert many < 1.1 * few
 
 
 def test_d15_exporting_again_writes_the_same_bytes(tmp_path):

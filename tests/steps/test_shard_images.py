@@ -8,6 +8,7 @@ import pytest
 from tasks.domain.annotations import Record
 from tasks.domain.errors import SpecError
 from tasks.domain.images import Failure, Image, ImageIndex
+from tasks.formats.image_index import write_image_index
 from tasks.shard_images import Dataset, build_dataset
 from tasks.store import ArtifactStore
 
@@ -24,7 +25,10 @@ def prompted(*keys: str) -> dict[str, tuple[Record, ...]]:
 def dataset(
     index: ImageIndex, records: Mapping[str, tuple[Record, ...]], classes: tuple[str, ...] = (), shard_size: int = 4
 ) -> Dataset:
-    return build_dataset(ArtifactStore(f"memory://{uuid4()}"), index, records, classes, shard_size)
+    store = ArtifactStore(f"memory://{uuid4()}")
+    halves = (ImageIndex(index.images[:2], ()), ImageIndex(index.images[2:], index.failures))
+    parts = [store.publish("index", f"{i:064}", write_image_index(half)) for i, half in enumerate(halves)]
+    return build_dataset(store, parts, records, classes, shard_size)
 
 
 def reasons(index: ImageIndex, *keys: str) -> dict[str, str]:

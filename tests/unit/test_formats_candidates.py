@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tasks.domain.detections import Candidates
 from tasks.domain.errors import FormatError
 from tasks.domain.images import Failure
-from tasks.formats.candidates import dump_candidates, load_candidates
+from tasks.formats.candidates import LookedAt, dump_candidates, load_candidates
 
 ASKED = ("person", "fire truck", "truck")
 
@@ -36,7 +36,10 @@ entries = st.lists(
 def looked_at(draw):
     records = draw(st.lists(st.tuples(st.text(min_size=1), st.integers(0, 4)), unique=True, max_size=4))
     found = [list(zip(*draw(entries), strict=True)) or [(), (), ()] for _ in records]
-    return [(key, caption, candidates(*columns)) for (key, caption), columns in zip(records, found, strict=True)]
+    return [
+        LookedAt(key, "0" * 64, caption, candidates(*columns))
+        for (key, caption), columns in zip(records, found, strict=True)
+    ]
 
 
 @given(looked_at())
@@ -48,7 +51,7 @@ def test_what_was_written_once_is_written_again_byte_for_byte(records):
 @given(looked_at())
 def test_boxes_and_scores_come_back_within_half_a_unit_of_the_rounding(records):
     read, _ = load_candidates(dump_candidates(records, []))
-    for (_, _, before), (_, _, after) in zip(records, read, strict=True):
+    for (*_, before), (*_, after) in zip(records, read, strict=True):
         # Width and height are rounded too: half a thousandth for the corner, and half of one for the side.
         np.testing.assert_allclose(after.boxes, before.boxes, rtol=0, atol=0.0010001)
         np.testing.assert_allclose(after.scores, before.scores, rtol=0, atol=0.00000050001)
@@ -57,19 +60,21 @@ def test_boxes_and_scores_come_back_within_half_a_unit_of_the_rounding(records):
 @given(looked_at())
 def test_every_record_looked_at_is_there_in_its_order_with_its_phrases(records):
     read, _ = load_candidates(dump_candidates(records, []))
-    assert [(key, caption, found.asked, found.phrases.tolist()) for key, caption, found in read] == [
-        (key, caption, found.asked, found.phrases.tolist()) for key, caption, found in records
+    assert [(*who, found.asked, found.phrases.tolist()) for *who, found in read] == [
+        (*who, found.asked, found.phrases.tolist()) for *who, found in records
     ]
 
 
 def test_a_record_without_candidates_keeps_arrays_of_the_right_shape_and_type():
-    ((_, _, found),), _ = load_candidates(dump_candidates([("a.jpg", 0, NOTHING)], []))
+    ((_, _, _, found),), _ = load_candidates(dump_candidates([LookedAt("a.jpg", "a" * 64, 0, NOTHING)], []))
     assert (found.boxes.shape, found.boxes.dtype) == ((0, 4), np.float64)
     assert (found.scores.dtype, found.phrases.dtype) == (np.float64, np.int64)
 
 
 def test_the_count_of_degenerate_boxes_comes_back():
-    ((_, _, found),), _ = load_candidates(dump_candidates([("a.jpg", 0, candidates([], [], [], 7))], []))
+    ((_, _, _, found),), _ = load_candidates(
+        dump_candidates([LookedAt("a.jpg", "a" * 64, 0, candidates([], [], [], 7))], [])
+    )
     assert found.degenerate == 7
 
 
@@ -80,8 +85,17 @@ def test_failures_come_back_sorted():
 
 def test_candidates_stay_with_their_image_and_caption():
     one = candidates([[1, 2, 3, 4]], [0.5], [2])
-    read, _ = load_candidates(dump_candidates([("a.jpg", 0, NOTHING), ("a.jpg", 1, one), ("b.jpg", 1, NOTHING)], []))
-    assert [(key, caption, len(found.scores)) for key, caption, found in read] == [
+    read, _ = load_candidates(
+        dump_candidates(
+            [
+                LookedAt("a.jpg", "a" * 64, 0, NOTHING),
+                LookedAt("a.jpg", "a" * 64, 1, one),
+                LookedAt("b.jpg", "b" * 64, 1, NOTHING),
+            ],
+            [],
+        )
+    )
+    assert [(look.image, look.caption_id, len(look.found.scores)) for look in read] == [
         ("a.jpg", 0, 0),
         ("a.jpg", 1, 1),
         ("b.jpg", 1, 0),
@@ -90,7 +104,7 @@ def test_candidates_stay_with_their_image_and_caption():
 
 def test_a_candidate_is_shaped_like_a_coco_result():
     one = candidates([[1, 2, 3.0004, 5]], [0.12345678], [2])
-    assert json.loads(dump_candidates([("a.jpg", 0, one)], []))["candidates"] == [
+    assert json.loads(dump_candidates([LookedAt("a.jpg", "a" * 64, 0, one)], []))["candidates"] == [
         {"image": "a.jpg", "caption_id": 0, "phrase": 2, "bbox": [1, 2, 2, 3], "score": 0.123457}
     ]
 

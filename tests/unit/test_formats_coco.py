@@ -14,7 +14,15 @@ from tasks.domain.annotations import Annotation, LabelledImage, Record
 from tasks.domain.detections import Detection
 from tasks.domain.errors import FormatError
 from tasks.domain.images import Image
-from tasks.formats.coco import box_xywh, box_xyxy, distinct_phrases, dump_coco, load_coco, write_coco
+from tasks.formats.coco import (
+    box_xywh,
+    box_xyxy,
+    distinct_phrases,
+    dump_coco,
+    join_coco,
+    joined_categories,
+    load_coco,
+)
 
 CLASSES = ("person", "fire truck", "truck")
 
@@ -86,8 +94,28 @@ def test_images_of_grounding_mode_come_back_exactly(images):
 
 
 @given(detection_images(), st.integers(0, 4))
-def test_shards_written_one_by_one_give_the_bytes_of_all_at_once(images, cut):
-    assert b"".join(write_coco([images[:cut], images[cut:]], CLASSES)) == dump_coco(images, CLASSES)
+def test_joined_shards_of_detection_mode_are_the_bytes_of_all_at_once(images, cut):
+    shards = [dump_coco(part, CLASSES) for part in (images[:cut], images[cut:])]
+    assert b"".join(join_coco(lambda: shards, CLASSES)) == dump_coco(images, CLASSES)
+
+
+@given(grounding_images, st.integers(0, 3))
+def test_joined_shards_of_grounding_mode_are_the_bytes_of_all_at_once(images, cut):
+    shards = [dump_coco(part, ()) for part in (images[:cut], images[cut:])]
+    assert b"".join(join_coco(lambda: shards, joined_categories(lambda: shards))) == dump_coco(images, ())
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        b'{"categories":[],"annotations":[],"images":[]}',
+        dump_coco([image("a.jpg", label())], CLASSES).replace(b'{"id":1,"image_id"', b'{"image_id"'),
+        dump_coco([image("a.jpg")], CLASSES).replace(b'{"id":1,"file_name"', b'{"file_name"'),
+    ],
+)
+def test_what_no_run_has_written_is_not_joined(shard):
+    with pytest.raises(FormatError, match="run again"):
+        list(join_coco(lambda: [shard], CLASSES))
 
 
 def test_the_file_reads_as_documented():

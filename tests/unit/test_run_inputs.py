@@ -9,7 +9,7 @@ import pytest
 from flows.run_inputs import inputs_of
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import ExperimentSpec, validate_spec
-from tasks.store import Folder
+from tasks.folder import Folder
 
 
 def spec(results: Path | str, **dataset: Any) -> ExperimentSpec:
