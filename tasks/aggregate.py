@@ -15,7 +15,8 @@ from tasks.domain.detections import Candidates, pass_threshold
 from tasks.domain.summary import ShardCounts, count_drops, count_labels, sum_counts
 from tasks.formats.candidates import load_candidates
 from tasks.formats.coco import dump_coco, load_coco
-from tasks.store import ArtifactStore
+from tasks.in_order import in_order
+from tasks.store import READERS, ArtifactStore
 
 VERSION = 1
 
@@ -49,19 +50,28 @@ def aggregate(
     store: ArtifactStore, shards: Sequence[tuple[ArtifactRef, ArtifactRef]], bar: Bar, batch: str
 ) -> list[LabelledShard]:
     """The labels of every (annotations, candidates) pair of a batch of shards after this iteration."""
-    done = [aggregate_shard(store, annotations, candidates, bar) for annotations, candidates in shards]
+    # A run over known labels does little else than wait for the store: several shards are looked up at a time.
+    known = in_order(lambda shard: _known(store, *shard, bar), shards, READERS)
+    done = [found or _made(store, *shard, bar) for shard, found in known]
     return told(done, batch, reused=sum(shard.reused for shard in done))
 
 
 def aggregate_shard(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> LabelledShard:
     """The labels of one shard after this iteration; read from the store where the same inputs met before."""
-    key = aggregate_key(annotations, candidates, bar)
-    if found := store.lookup("annotations", key):
-        return LabelledShard(found, ShardCounts.from_json(store.counts(found)), reused=True)
+    return _known(store, annotations, candidates, bar) or _made(store, annotations, candidates, bar)
+
+
+def _known(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> LabelledShard | None:
+    found = store.lookup("annotations", aggregate_key(annotations, candidates, bar))
+    return LabelledShard(found, ShardCounts.from_json(store.counts(found)), reused=True) if found else None
+
+
+def _made(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> LabelledShard:
     images, _ = load_coco(store.read(annotations))
     looked_at, failures = load_candidates(store.read(candidates))
     answers = {(look.image, look.caption_id): look.found for look in looked_at}
     labelled, counts = label(images, answers, {failure.image for failure in failures}, bar)
+    key = aggregate_key(annotations, candidates, bar)
     made = store.publish("annotations", key, dump_coco(labelled, bar.classes), counts.to_json())
     return LabelledShard(made, counts, reused=False)
 

@@ -1,6 +1,8 @@
 """The backends of fsspec: how each is opened, with whose options, and what it promises of a write."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from socket import IPPROTO_TCP, TCP_NODELAY
 from typing import Any
 
 from fsspec import available_protocols
@@ -76,8 +78,16 @@ def open_backend(uri: str, storage_options: Mapping[str, object]) -> tuple[Any, 
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1  # each try is botocore's, with retries of its own
     elif protocol in ("sftp", "ssh"):
-        filesystem.ftp.get_channel().settimeout(ANSWER_SECONDS)
+        _hurry(filesystem.ftp.get_channel())
     return filesystem, path
+
+
+def _hurry(channel: Any) -> None:
+    channel.settimeout(ANSWER_SECONDS)
+    # Else the end of every 32 KiB waits 40 ms for what was sent before to be acknowledged (Nagle's algorithm):
+    # 100 kB over localhost took 90 ms, and take 3 ms so.
+    with suppress(OSError, AttributeError):  # the connection was lost, or is a command's (ProxyCommand)
+        channel.get_transport().sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
 
 
 def _http_timeout() -> Any:

@@ -107,7 +107,7 @@ def _publish(export: Export, shards: Sequence[ArtifactRef], images: int) -> Arti
 
 
 def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> CocoShards:
-    return lambda: map(store.read, shards)
+    return lambda: store.read_each(shards)
 
 
 def _draw(export: Export, shards: Sequence[ArtifactRef], iteration: int | None) -> int:

@@ -27,7 +27,7 @@ from tasks.local_files import (
     replace_file,
 )
 from tasks.remote_files import delete_all, exists, find_files, find_left_over, list_names, put_whole, upload
-from tasks.retrying import chain_of, is_missing, is_out_of_space, is_transient, retrying
+from tasks.retrying import chain_of, is_missing, is_of_the_name, is_out_of_space, is_transient, retrying
 from tasks.temporaries import TEMPORARY, temporary_name
 
 T = TypeVar("T")
@@ -39,6 +39,10 @@ _LOCAL = LocalFileSystem()
 
 class MissingFileError(ArtifactError):
     """There is no file under this path of a folder."""
+
+
+class UnusableNameError(ArtifactError):
+    """No file can have this name there; others can be written."""
 
 
 @dataclass(frozen=True, order=True)
@@ -273,7 +277,8 @@ class Folder:
                     f"{what} was not found{where}; check the address, and whether it was moved or deleted"
                 ) from cause
             found = ": ".join(filter(None, (type(error).__name__, " ".join(told[0].split()))))
-            raise ArtifactError(f"{self._what(path)}{kept} cannot be used: {found}; {_way_out(error)}") from cause
+            kind = UnusableNameError if is_of_the_name(error) else ArtifactError
+            raise kind(f"{self._what(path)}{kept} cannot be used: {found}; {_way_out(error)}") from cause
 
 
 def _place(filesystem: Any, root: str) -> tuple[str, ...]:

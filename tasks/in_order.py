@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -24,7 +25,8 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int
     pool = ThreadPoolExecutor(workers)
     try:
         for item in items:
-            pending.append(pool.submit(done, item))
+            # Each in the consumer's context: by it a log line finds its run, and work that nobody waits for its end.
+            pending.append(pool.submit(copy_context().run, done, item))
             if len(pending) == 2 * workers:
                 # Neither the future nor its result has a name here: it would keep a result alive that is done with.
                 yield pending.popleft().result()

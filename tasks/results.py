@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from tasks.domain.addresses import without_password
 from tasks.domain.annotations import LabelledImage
-from tasks.domain.errors import ArtifactError, ImageError, SpecError
+from tasks.domain.errors import ImageError, SpecError
 from tasks.domain.images import Failure
 from tasks.domain.masks import DrawnImage
-from tasks.folder import Folder
+from tasks.folder import Folder, UnusableNameError
 from tasks.formats.coco import CocoShards, join_coco, joined_categories, load_coco
 from tasks.formats.failures import dump_failures
 from tasks.formats.labelmap import dump_labelmap
@@ -110,7 +110,7 @@ def write_pictures(
         iteration: Into the folder of this iteration; None stands for results_dir itself.
 
     Returns:
-        The images of which there is no picture, because they could not be read again, or their picture not written.
+        The images of which there is no picture: they could not be read again, or no file can have the picture's name.
     """
     failures: list[Failure] = []
     taken: set[str] = set()
@@ -120,7 +120,7 @@ def write_pictures(
         try:
             picture = draw_annotations(decode(key), labelled.annotations)
             folder.write(f"{_pictures_folder(iteration)}/{name}", encode_picture(picture, name))
-        except (ImageError, ArtifactError) as error:
+        except (ImageError, UnusableNameError) as error:
             failures.append(Failure(key, "export", str(error)))
     return tuple(failures)
 

@@ -84,6 +84,8 @@ LASTING_CLASSES = frozenset(
 TRANSIENT_ERRNOS = frozenset(
     {errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN}
 )
+# Of a name that no file can have there: too long, not in the disk's encoding, a folder and a file of one name.
+NAME_ERRNOS = frozenset({errno.ENAMETOOLONG, errno.EILSEQ, errno.ENOTDIR, errno.EISDIR, errno.EEXIST})
 # What paramiko 5.1 says in words alone (auth_handler.py, channel.py, client.py).
 SAID = {
     "Authentication failed: transport shut down or saw EOF": True,
@@ -137,6 +139,11 @@ def is_out_of_space(error: BaseException) -> bool:
         or (isinstance(link, OSError) and link.errno in (errno.ENOSPC, errno.EDQUOT))
         for link in chain_of(error)
     )
+
+
+def is_of_the_name(error: BaseException) -> bool:
+    """Whether no file can have this name there."""
+    return isinstance(error, OSError) and error.errno in NAME_ERRNOS
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,10 +13,12 @@ from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Answers, ArtifactRef, Json, canonical_json
 from tasks.domain.errors import ArtifactError
 from tasks.folder import Folder, MissingFileError
+from tasks.in_order import in_order
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = ".manifest.json"  # how the names of manifests end
+READERS = 8  # threads: an object store answers after some 30 ms, and 16 artifacts of 200 kB are 3 MB
 MANIFEST_FORMAT = 1  # raised when an older autolabel-flow would misread what is written
 
 
@@ -125,6 +127,11 @@ class ArtifactStore:
         if (found := hashlib.sha256(payload).hexdigest()) != ref.sha256:
             raise DamagedArtifactError(_found(self.uri, path, f"has sha256 {found}, expected {ref.sha256}"))
         return payload
+
+    def read_each(self, refs: Iterable[ArtifactRef]) -> Iterator[bytes]:
+        """The bytes of every artifact, in their order; a few are read ahead. Raises in its place what `read` raises."""
+        for _, payload in in_order(self.read, refs, READERS):
+            yield payload
 
     def counts(self, ref: ArtifactRef) -> dict[str, Json]:
         """What was counted when `ref` was published; raises DamagedArtifactError when its manifest is gone."""

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tasks.domain.aggregation import Aggregated
@@ -20,8 +20,8 @@ class ShardCounts:
     `candidates` of this iteration that fell `below_threshold` may pass a later one; `degenerate` boxes had a side
     under one pixel, and `noise` belongs to no DBSCAN cluster. `merged` and `cross_class` count detections of all
     iterations so far.
-    `undetected` counts (record, phrase) pairs without a label. `labels_per_phrase` covers the class names in detection
-    mode and stays empty in grounding mode.
+    `undetected` counts (record, phrase) pairs without a label. `labels_per_phrase` tells of the class names in
+    detection mode and stays empty in grounding mode; in a shard only those with a label are named.
     """
 
     images: int = 0
@@ -71,7 +71,7 @@ def count_labels(images: Sequence[LabelledImage], iteration: int, classes: Seque
         labels=len(labels),
         new_labels=sum(label.iteration == iteration for label in labels),
         undetected=sum(len(record.undetected) for record in records),
-        labels_per_phrase={name: of_phrase[name] for name in classes},
+        labels_per_phrase={name: of_phrase[name] for name in classes if of_phrase[name]},
     )
 
 
@@ -130,12 +130,13 @@ def summarise(
     seconds: float,
 ) -> IterationSummary:
     """One iteration from what its shards counted; `classes` is empty in grounding mode."""
-    counts = sum_counts(shards)
+    total = sum_counts(shards)
+    counts = replace(total, labels_per_phrase={name: total.labels_per_phrase.get(name, 0) for name in classes})
     return IterationSummary(
         iteration=iteration,
         threshold=threshold,
         counts=counts,
-        missing=tuple(name for name in classes if not counts.labels_per_phrase.get(name)) if classes else None,
+        missing=tuple(name for name in classes if not counts.labels_per_phrase[name]) if classes else None,
         forwards=forwards,
         shards=len(shards),
         reused_shards=reused,

@@ -285,10 +285,14 @@ class Sftp:
 
     def hang_up(self) -> None:
         """Cut all connections."""
-        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
-        for session in map(int, found.stdout.split()):
+        for session in _descendants(self.process.pid):
             with suppress(ProcessLookupError):
                 os.kill(session, signal.SIGKILL)
+
+
+def _descendants(process: int) -> list[int]:
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, text=True, check=False)
+    return [each for child in map(int, found.stdout.split()) for each in (child, *_descendants(child))]
 
 
 @pytest.fixture(scope="session")

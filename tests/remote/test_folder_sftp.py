@@ -32,13 +32,15 @@ def test_a_lost_connection_is_made_again(folder, sftp):
     assert list(folder.read_all(["file"])) == [("file", b"2")]
 
 
-def test_readers_find_the_old_file_or_the_new_one_while_connections_are_cut(folder, sftp):
+def test_readers_find_the_old_file_or_the_new_one_while_connections_are_cut(folder, sftp, monkeypatch):
+    sleep = time.sleep
+    monkeypatch.setattr("tasks.retrying.sleep", lambda _: sleep(0.1))
     folder.write("file", b"old")
     seen: set[int] = set()
     writer = Thread(target=folder.write, args=("file", MANY))
     writer.start()
-    for number in range(5):
-        time.sleep(0.02 * number)
+    for number in range(4):
+        time.sleep(0.05 * number)
         sftp.hang_up()
         seen.add(len((sftp.path / "file").read_bytes()))
     writer.join()

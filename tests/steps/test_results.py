@@ -1,5 +1,6 @@
 """What a run leaves in results_dir."""
 
+import errno
 import json
 import tracemalloc
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from PIL import Image as Picture
 
 from tasks.domain.annotations import Annotation, LabelledImage, Record
-from tasks.domain.errors import ImageError
+from tasks.domain.errors import ArtifactError, ImageError
 from tasks.domain.images import Failure, Image
 from tasks.folder import Folder
 from tasks.formats.coco import dump_coco, load_coco
@@ -188,3 +189,21 @@ def test_folders_of_an_earlier_run_are_ours(tmp_path):
     write_pictures(folder, IMAGES, decode)
     folder.write("run.json", b"{}")
     refuse_foreign_results(folder)
+
+
+def test_a_disk_that_is_full_ends_the_drawing_and_is_no_fault_of_one_picture(tmp_path, monkeypatch):
+    def full(self: Path, payload: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    image = LabelledImage(Image("1.png", "0" * 64, 8, 6), (Record(0, None, ("cat",)),))
+    with pytest.raises(ArtifactError, match="no space is left there"):
+        write_pictures(Folder(str(tmp_path)), [image], lambda _: np.zeros((6, 8, 3), np.uint8))
+
+
+def test_a_picture_that_would_lie_in_a_file_costs_that_picture_alone(tmp_path):
+    keys = ("a.png", "a.png/1.png", "b.png")  # as a bucket may have them
+    images = [LabelledImage(Image(key, "0" * 64, 8, 6), (Record(0, None, ("cat",)),)) for key in keys]
+    lost = write_pictures(Folder(str(tmp_path)), images, lambda _: np.zeros((6, 8, 3), np.uint8))
+    assert [failure.image for failure in lost] == ["a.png/1.png"]
+    assert (tmp_path / "images_annotated" / "b.png").exists()

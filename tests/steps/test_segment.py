@@ -289,7 +289,6 @@ def test_what_a_damaged_artifact_answered_is_asked_again(store, place, caplog):
     path.write_bytes(path.read_bytes().replace(b"area", b"aera"))
     shard = shard_of(store, place, [*ONE_EACH, (2, (1.0, 1.0, 9.0, 9.0))])
     assert planned(store, shard, QUESTION) == 5
-    caplog.clear()
     assert segment_shard(store, shard, QUESTION, place).forwarded == 5
     assert caplog.text.count("what it answered is asked again") == 1
 

@@ -1,6 +1,7 @@
 """Results come in the order of the items, few of them are in memory, and no one waits for a consumer who left."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from threading import Event
 from time import monotonic
 from weakref import WeakSet
@@ -15,6 +16,14 @@ from tasks.in_order import in_order
 @given(st.lists(st.integers()), st.integers(1, 5))
 def test_every_item_comes_with_its_result_in_the_order_of_the_items(items: list[int], workers: int) -> None:
     assert list(in_order(lambda item: item + 1, items, workers)) == [(item, item + 1) for item in items]
+
+
+who: ContextVar[str] = ContextVar("who")
+
+
+def test_the_work_sees_the_context_of_the_consumer() -> None:
+    who.set("the consumer")
+    assert list(in_order(lambda _: who.get(), [1, 2], workers=2)) == [(1, "the consumer"), (2, "the consumer")]
 
 
 class Result:
