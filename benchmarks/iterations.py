@@ -45,7 +45,7 @@ def measure(folder: Path, scenes: int, *, grounding: bool) -> Iterator[dict[str,
     from flows.auto_label import auto_label
     from flows.demo import CLASS_TRUTH, PHRASE_TRUTH, demo_spec, write_scenes
     from tasks.evaluate import evaluate
-    from tasks.folder import Folder
+    from tasks.storage.folder import Folder
 
     results = folder / ("phrases" if grounding else "classes")
     write_scenes(Folder(str(results)), scenes, seed=0)

@@ -142,7 +142,6 @@ def as_a_run(folder: Path, count: int, config: object) -> None:
     """The steps of a mask run one after the other, from the COCO file to the COCO file, without a server."""
     from tasks.boxed_shards import BoxedShard
     from tasks.export_masks import MaskedShard, MaskExport, write_masks
-    from tasks.folder import Folder
     from tasks.formats.coco_boxes import load_head
     from tasks.forwarding import Place
     from tasks.image_files import ImageSource
@@ -151,6 +150,7 @@ def as_a_run(folder: Path, count: int, config: object) -> None:
     from tasks.recall import Recall
     from tasks.segment import MaskQuestion, segment_shards
     from tasks.shard_boxes import CocoFile, build_boxes
+    from tasks.storage.folder import Folder
     from tasks.store import ArtifactStore
 
     with tempfile.TemporaryDirectory() as results:

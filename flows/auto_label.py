@@ -19,13 +19,13 @@ from tasks.domain.iteration import StopReason
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import IterationSummary, RunRecord, summarise
 from tasks.export import export_iteration, export_labels
-from tasks.folder import Folder
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.index_images import index_images
 from tasks.infer import infer
 from tasks.progress import begin
 from tasks.results import refuse_foreign_results
 from tasks.shard_images import shard_images
+from tasks.storage.folder import Folder
 
 
 @dataclass(frozen=True)

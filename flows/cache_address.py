@@ -8,9 +8,9 @@ from tasks.cache_contents import Contents
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import ArtifactError, SpecError
 from tasks.domain.spec_root import SpecRoot
-from tasks.folder import Folder, MissingFileError
 from tasks.formats.spec_yaml import parse_root
 from tasks.registered_runs import RUNS, RunRegister
+from tasks.storage.folder import Folder, MissingFileError
 from tasks.store import ArtifactStore
 
 OWN_CACHE = "cache"  # in results_dir, where the spec names no cache_dir

@@ -13,10 +13,10 @@ from flows.console import errors, output
 from tasks.cache_contents import Contents, Holding, RunNeeds, by_kind, holding_of, total_bytes
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Json
-from tasks.folder import StoredFile
 from tasks.housekeeping import Pruning, Verification
 from tasks.progress import listening
 from tasks.registered_runs import DamagedEntry, RunEntry
+from tasks.storage.folder import StoredFile
 from tasks.store import ArtifactStore
 
 SHOWN = 20  # damaged files that are named: enough to see what happened; the others are counted

@@ -18,7 +18,7 @@ from flows.commands import DONE, INTERRUPTED, MENDABLE, SOME_FAILED, STATUS_HELP
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import AutoLabelError
 from tasks.domain.spec import ExperimentSpec
-from tasks.folder import Folder
+from tasks.storage.folder import Folder
 
 
 def main() -> NoReturn:

@@ -13,11 +13,11 @@ from tasks.domain.addresses import without_password
 from tasks.domain.errors import FormatError, SpecError
 from tasks.domain.scenes import COLOURS, SHAPES, Scene, SceneObject, draw_scene
 from tasks.domain.spec import ExperimentSpec
-from tasks.folder import Folder, MissingFileError
 from tasks.formats.noun_chunks import load_noun_chunks
 from tasks.formats.scene_truth import dump_scene_truth
 from tasks.pictures import encode_picture
 from tasks.progress import advance, begin
+from tasks.storage.folder import Folder, MissingFileError
 
 SCENES = "scenes"
 IMAGES = f"{SCENES}/images"

@@ -12,8 +12,8 @@ from flows.sole_run import sole_run
 from flows.task_runs import ONE_AT_A_TIME
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import MaskRecord, RunRecord
-from tasks.folder import Folder
 from tasks.results import refuse_foreign_results
+from tasks.storage.folder import Folder
 
 
 @dataclass(frozen=True)

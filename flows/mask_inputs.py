@@ -10,13 +10,13 @@ from tasks.domain.addresses import without_password
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import ExperimentSpec
 from tasks.export_masks import MaskExport
-from tasks.folder import Folder, folder_and_name
 from tasks.forwarding import Place
 from tasks.index_images import Indexer
 from tasks.models import SegmenterConfig, refuse_segmenter_device, segmenter_digest
 from tasks.recall import Recall
 from tasks.segment import MaskQuestion
 from tasks.shard_boxes import CocoFile
+from tasks.storage.folder import Folder, folder_and_name
 from tasks.store import ArtifactStore
 
 # What a run writes into results_dir under names of its own.

@@ -14,7 +14,6 @@ from tasks.domain.iteration import Termination
 from tasks.domain.schedule import Schedule
 from tasks.domain.spec import ExperimentSpec
 from tasks.export import Export
-from tasks.folder import Folder, folder_and_name
 from tasks.formats.noun_chunks import load_noun_chunks
 from tasks.forwarding import Place
 from tasks.image_files import ImageSource
@@ -23,6 +22,7 @@ from tasks.infer import Question
 from tasks.models import DetectorConfig, Prompter, load_prompter, refuse_device
 from tasks.recall import Recall
 from tasks.results import ITERATION_FOLDER
+from tasks.storage.folder import Folder, folder_and_name
 from tasks.store import ArtifactStore
 
 PACKAGES = ("autolabel-flow", "numpy", "pillow", "prefect", "pycocotools", "scikit-learn", "torch", "transformers")

@@ -22,13 +22,13 @@ from tasks.domain.errors import ArtifactError, SpecError
 from tasks.domain.spec import ExperimentSpec
 from tasks.domain.summary import MaskRecord, MaskSummary
 from tasks.export_masks import MaskedShard, export_masks
-from tasks.folder import Folder, MissingFileError
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.index_images import index_named_images
 from tasks.progress import begin
 from tasks.results import refuse_foreign_results
 from tasks.segment import SegmentedShard, segment
 from tasks.shard_boxes import BoxesDataset, shard_boxes, shard_labels
+from tasks.storage.folder import Folder, MissingFileError
 from tasks.store import DamagedArtifactError
 
 RUN_FILE = "run.json"

@@ -6,13 +6,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 
-from tasks.claims import Claim, claim, owner_of
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.errors import ArtifactError, ClaimedError
-from tasks.folder import Folder
 from tasks.formats.status import Status, status_line
 from tasks.progress import stopping_together
 from tasks.registered_runs import RegisteredRun, RunRegister
+from tasks.storage.claims import Claim, claim, owner_of
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 
 STATUS_FILE = "status.json"

@@ -19,7 +19,6 @@ from tasks.domain.spec_train_mal import TrainMalSpec
 from tasks.domain.training_boxes import Limits
 from tasks.domain.training_record import EpochRecord, TrainingRecord, best_epoch
 from tasks.export_network import export_network
-from tasks.folder import Folder
 from tasks.formats.failures import dump_failures
 from tasks.formats.spec_yaml import spec_as_dict
 from tasks.image_files import ImageSource
@@ -27,6 +26,7 @@ from tasks.index_images import Indexer, index_images
 from tasks.models.devices import refuse_device
 from tasks.models.mal.training_state import architecture_of
 from tasks.recall import Recall
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 from tasks.train_epoch import train_epoch
 from tasks.training_files import Training, write_record

@@ -5,12 +5,12 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import astuple, dataclass, field, replace
 
 from tasks.domain.artifacts import ArtifactRef
-from tasks.folder import Folder, StoredFile
-from tasks.local_claims import LOCK_FILE
 from tasks.registered_runs import REGISTER_FILE, RUNS, DamagedEntry, RunEntry, RunRegister
-from tasks.remote_claims import CLAIMS
+from tasks.storage.folder import Folder, StoredFile
+from tasks.storage.local_claims import LOCK_FILE
+from tasks.storage.remote_claims import CLAIMS
+from tasks.storage.temporaries import TEMPORARY
 from tasks.store import MANIFEST, ArtifactStore
-from tasks.temporaries import TEMPORARY
 
 # How the store names its files. Everything else in the folder is someone else's, whatever it may be.
 _KEY = r"(?P<kind>[^/]+)/(?P<start>[0-9a-f]{2})/(?P<key>(?P=start)[0-9a-f]{62})"

@@ -13,9 +13,9 @@ from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.errors import FormatError, SpecError
 from tasks.domain.images import Failure
 from tasks.domain.training_boxes import LabelledBoxes, Limits
-from tasks.folder import Folder, folder_and_name
 from tasks.formats.image_index import joined_index, read_image_index
 from tasks.formats.training_boxes import dump_labelled_boxes, load_labelled_boxes, read_labelled_boxes
+from tasks.storage.folder import Folder, folder_and_name
 from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)

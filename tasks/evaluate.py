@@ -12,8 +12,8 @@ from tasks.domain.errors import FormatError
 from tasks.evaluation.average_precision import STATS
 from tasks.evaluation.box_report import BoxReport, Scores, compare_boxes, evaluate_boxes
 from tasks.evaluation.mask_report import MaskReport, evaluate_masks
-from tasks.folder import Folder, MissingFileError, folder_and_name
 from tasks.formats.foreign_coco import load_coco_file, load_scored_coco
+from tasks.storage.folder import Folder, MissingFileError, folder_and_name
 
 __all__ = [
     "STATS",

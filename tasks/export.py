@@ -14,7 +14,6 @@ from tasks.domain.annotations import LabelledImage
 from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.images import Failure
 from tasks.domain.summary import ImageStates
-from tasks.folder import Folder
 from tasks.formats.candidates import load_candidates
 from tasks.formats.coco import CocoShards, joined_categories
 from tasks.formats.label_shards import LabelShards, dump_label_shards
@@ -28,6 +27,7 @@ from tasks.results import (
     write_labels,
     write_pictures,
 )
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from tasks.domain.images import Failure
 from tasks.domain.mask_outcomes import NoMask, Unmasked
 from tasks.domain.masks import DrawnImage
 from tasks.domain.summary import ImageStates, MaskCounts
-from tasks.folder import Folder, MissingFileError
 from tasks.formats.coco_boxes import ImageRows, Row, load_head, renumbered, write_document
 from tasks.formats.failures import dump_failures, load_failures
 from tasks.formats.masked_coco import SettledImage, drawn, masked_rows, settled
@@ -22,6 +21,7 @@ from tasks.formats.masks import load_masks
 from tasks.image_files import ImageSource, decode
 from tasks.progress import advance, begin
 from tasks.results import delete_pictures, write_pictures
+from tasks.storage.folder import Folder, MissingFileError
 from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)
@@ -84,8 +84,9 @@ def write_masks(export: MaskExport, head: Row, shards: Sequence[MaskedShard]) ->
 
 
 def _settled(store: ArtifactStore, shards: Sequence[MaskedShard]) -> Iterator[SettledImage]:
-    for shard in shards:
-        masks, failures = load_masks(store.read(shard.masks))
+    made = store.read_each(shard.masks for shard in shards)
+    for shard, payload in zip(shards, made, strict=True):
+        masks, failures = load_masks(payload)
         lost = {failure.image: failure for failure in failures}
         for boxed in read_boxed(store, shard.boxes):
             yield settled(boxed, masks, lost)

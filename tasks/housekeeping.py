@@ -7,14 +7,14 @@ from functools import partial
 from itertools import groupby
 
 from tasks.cache_contents import Contents, StoredArtifact, digest_in_name, survey, total_bytes
-from tasks.claims import Claim, claim, owner_of
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.errors import ArtifactError
-from tasks.folder import READERS, Folder, MissingFileError, StoredFile
 from tasks.in_order import in_order
 from tasks.progress import advance, begin
 from tasks.registered_runs import DamagedEntry, RunEntry, RunRegister
+from tasks.storage.claims import Claim, claim, owner_of
+from tasks.storage.folder import READERS, Folder, MissingFileError, StoredFile
 from tasks.store import ArtifactStore
 
 # Says which artifacts go, of what lies in a cache.

@@ -1,6 +1,6 @@
 """Image files: which there are, their bytes, and their pixels; the one place that opens pixels.
 
-What counts as an image file is told in tasks/image_roots.py. Which pixels it has:
+What counts as an image file is told in tasks/image_sources/image_roots.py. Which pixels it has:
 
 * A file is decoded by its content, whatever its suffix: a PNG named .jpg is read.
 * Of animations and documents the first frame counts. EXIF orientation is applied, exactly once.
@@ -30,12 +30,12 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 from tasks.domain.errors import ImageError, SpecError
 from tasks.domain.images import Image as IndexedImage
 from tasks.domain.images import is_inner_path
-from tasks.filesystems import read_file
-from tasks.image_roots import NOT_INSIDE, SUFFIXES, ImageRoot, ListedFile, Survey, open_roots, shown, told
+from tasks.image_sources.filesystems import read_file
+from tasks.image_sources.image_roots import NOT_INSIDE, SUFFIXES, ImageRoot, ListedFile, Survey, open_roots, shown, told
+from tasks.image_sources.local_listing import list_local, named_locally
+from tasks.image_sources.remote_listing import list_remote, named_remotely
 from tasks.in_order import in_order
-from tasks.local_listing import list_local, named_locally
-from tasks.remote_listing import list_remote, named_remotely
-from tasks.retrying import is_transient, retrying
+from tasks.storage.retrying import is_transient, retrying
 
 # Pillow can read more (EPS starts Ghostscript); a file from anywhere that is named .jpg gets only these readers.
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF")
@@ -133,9 +133,9 @@ class ImageSource:
     def read(self, key: str) -> bytes:
         """The bytes of the image file `key`; raises ImageError for a foreign key, FetchError where it cannot be read.
 
-        Never waits for a pipe or a device, and for a remote backend no longer than tasks/limits.py says: after an error
-        that may pass it is asked again, a few times. The messages leave out the key, which stands beside them wherever
-        they go.
+        Never waits for a pipe or a device, and for a remote backend no longer than tasks/image_sources/limits.py says:
+        after an error that may pass it is asked again, a few times. The messages leave out the key, which stands beside
+        them wherever they go.
         """
         root, path = self._locate(key)
         try:

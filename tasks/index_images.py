@@ -17,7 +17,7 @@ from tasks.domain.images import Failure, Image, ImageIndex, into_shards
 from tasks.formats.coco_boxes import load_image_rows
 from tasks.formats.image_index import read_image_index, write_image_index
 from tasks.image_files import FetchError, ImageSource, Probe
-from tasks.image_roots import NOT_INSIDE, NOT_THERE, ListedFile
+from tasks.image_sources.image_roots import NOT_INSIDE, NOT_THERE, ListedFile
 from tasks.progress import advance, begin
 from tasks.recall import Recall
 from tasks.store import ArtifactStore

@@ -18,7 +18,7 @@ from typing import Literal
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef, canonical_json, digest_of
 from tasks.domain.errors import ArtifactError
-from tasks.folder import Folder, StoredFile
+from tasks.storage.folder import Folder, StoredFile
 from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from tasks.domain.annotations import LabelledImage
 from tasks.domain.errors import ImageError, SpecError
 from tasks.domain.images import Failure
 from tasks.domain.masks import DrawnImage
-from tasks.folder import Folder, UnusableNameError
 from tasks.formats.coco import CocoShards, join_coco, joined_categories, load_coco
 from tasks.formats.failures import dump_failures
 from tasks.formats.labelmap import dump_labelmap
 from tasks.formats.odvg import dump_odvg, dump_remaining, odvg_entries
 from tasks.pictures import draw_annotations, encode_picture, picture_name
+from tasks.storage.folder import Folder, UnusableNameError
 
 ITERATION_FOLDER = re.compile(r"auto_label(\d+)")
 

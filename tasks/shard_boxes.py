@@ -13,10 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import ArtifactRef, content_key
 from tasks.domain.images import into_shards
-from tasks.folder import folder_and_name
 from tasks.formats.coco import dump_coco
 from tasks.formats.coco_boxes import dump_head, dump_image_rows, read_boxes_file
 from tasks.formats.label_shards import load_label_shards
+from tasks.storage.folder import folder_and_name
 from tasks.store import ArtifactStore
 
 logger = logging.getLogger(__name__)

@@ -12,8 +12,8 @@ from typing import Any
 from tasks.domain.addresses import without_password
 from tasks.domain.artifacts import Answers, ArtifactRef, Json, canonical_json
 from tasks.domain.errors import ArtifactError
-from tasks.folder import Folder, MissingFileError
 from tasks.in_order import in_order
+from tasks.storage.folder import Folder, MissingFileError
 
 logger = logging.getLogger(__name__)
 

@@ -10,13 +10,13 @@ from tasks.domain.artifacts import ArtifactRef, Json
 from tasks.domain.images import Image
 from tasks.domain.spec_train_mal import TrainMalSpec
 from tasks.domain.training_record import TrainingRecord, Validation, validation_from_json
-from tasks.folder import Folder, MissingFileError
 from tasks.image_files import ImageSource, decode_unchanged
 from tasks.models.mal.checkpoints import save_checkpoint
 from tasks.models.mal.layouts import Role
 from tasks.models.mal.network import MalNetwork
 from tasks.models.mal.samples import Pixels, Reader
 from tasks.models.mal.training_state import TrainingState, dump_state, load_state, network_of
+from tasks.storage.folder import Folder, MissingFileError
 from tasks.store import ArtifactStore
 
 STATE = "checkpoints/last.pt"

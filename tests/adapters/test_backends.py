@@ -10,9 +10,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.backends import ANSWER_SECONDS, open_backend, options_for, without_secrets
 from tasks.domain.errors import ArtifactError
-from tasks.folder import Folder, MissingFileError
+from tasks.storage.backends import ANSWER_SECONDS, open_backend, options_for, without_secrets
+from tasks.storage.folder import Folder, MissingFileError
 
 S3 = {"key": "AKIAIOSFODNN7EXAMPLE", "client_kwargs": {"region_name": "eu-west-1"}}
 SFTP = {"username": "me", "password": "hunter22"}

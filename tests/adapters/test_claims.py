@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.claims import claim, owner_of
 from tasks.domain.errors import ClaimedError, SpecError
-from tasks.folder import Folder
+from tasks.storage.claims import claim, owner_of
+from tasks.storage.folder import Folder
 
 HEARTBEAT_SECONDS = 0.2
 

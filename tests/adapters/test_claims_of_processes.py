@@ -11,17 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tasks.claimants import Process, load_claimant, this_process
-from tasks.claims import claim
 from tasks.domain.errors import ClaimedError
-from tasks.folder import Folder
+from tasks.storage.claimants import Process, load_claimant, this_process
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
 
 # Claims a folder, says so, and asks at every line of its input whether the claim still holds.
 OWNER = """
 import subprocess, sys
-from tasks.claims import claim
+from tasks.storage.claims import claim
 from tasks.domain.errors import LostClaimError
-from tasks.folder import Folder
+from tasks.storage.folder import Folder
 
 root, kind, heartbeat = sys.argv[1:]
 folder = Folder(root) if kind == "local" else Folder("dir://folder", {"path": root, "target_protocol": "file"})
@@ -139,7 +139,7 @@ def test_a_process_that_is_suspended_is_taken_over_where_there_are_no_locks_and_
 
 PRINT_CLAIMANT = """
 import sys
-from tasks.claimants import Claimant, dump_claimant, this_process
+from tasks.storage.claimants import Claimant, dump_claimant, this_process
 sys.stdout.buffer.write(dump_claimant(Claimant("me", True, this_process())))
 sys.stdout.flush()
 sys.stdin.read()

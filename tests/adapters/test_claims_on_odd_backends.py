@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 
-from tasks.claimants import Claimant, Process, dump_claimant
-from tasks.claims import claim
 from tasks.domain.errors import ArtifactError, ClaimedError, LostClaimError
-from tasks.folder import Folder
-from tasks.local_claims import LOCK_FILE
-from tasks.remote_claims import CLAIMS
+from tasks.storage.claimants import Claimant, Process, dump_claimant
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
+from tasks.storage.local_claims import LOCK_FILE
+from tasks.storage.remote_claims import CLAIMS
 
 HEARTBEAT_SECONDS = 0.1
 ELSEWHERE = Process(7, 1234, "another kernel")
@@ -43,7 +43,7 @@ def test_a_local_folder_without_locks_is_claimed_as_a_remote_one(tmp_path, monke
     def flock(*_: object) -> None:
         raise OSError(number, "no locks here")
 
-    monkeypatch.setattr("tasks.local_claims.fcntl.flock", flock)
+    monkeypatch.setattr("tasks.storage.local_claims.fcntl.flock", flock)
     folder = Folder(str(tmp_path / "mounted"))
     with claim_of(folder, "the first") as held:
         assert folder.names() == [CLAIMS]

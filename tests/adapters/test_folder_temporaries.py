@@ -11,14 +11,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from tasks.folder import Folder
-from tasks.temporaries import is_left_over, temporary_name
+from tasks.storage.folder import Folder
+from tasks.storage.temporaries import is_left_over, temporary_name
 
 DAY = 86_400
 WRITING = """
 import sys, time
 from pathlib import Path
-from tasks.folder import Folder
+from tasks.storage.folder import Folder
 
 def pieces():
     yield bytes(2**20)

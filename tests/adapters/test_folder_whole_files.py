@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from tasks.domain.errors import ArtifactError
-from tasks.folder import CHUNK, Folder
+from tasks.storage.folder import CHUNK, Folder
 
 OLD, NEW = b"the old file", b"the new file, which is longer"
 
@@ -130,7 +130,7 @@ def test_a_file_that_was_deleted_in_another_way_is_deleted(server, monkeypatch, 
     for number in range(3):
         folder.write(f"deep/{number}", OLD)
     delete = server.rm_file
-    monkeypatch.setattr("tasks.retrying.sleep", lambda _: None)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", lambda _: None)
     monkeypatch.setattr(server, "rm_file", delete_and_fail)
     folder.delete_tree("deep")
     assert server.store == {}
@@ -144,7 +144,7 @@ def test_a_server_that_could_not_be_asked_does_not_say_that_nothing_is_there(ser
             raise FileNotFoundError(path) from error
 
     folder = Folder("fileserver://host/folder")
-    monkeypatch.setattr("tasks.retrying.sleep", lambda _: None)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", lambda _: None)
     monkeypatch.setattr(server, "info", lost)
     monkeypatch.setattr(server, "ls", lost)
     for ask in (lambda: folder.exists("file"), folder.names, folder.files, folder.temporaries):

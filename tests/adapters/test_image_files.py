@@ -14,7 +14,7 @@ from PIL import Image
 
 from tasks.domain.errors import ImageError, SpecError
 from tasks.image_files import FetchError, ImageSource, Probe
-from tasks.retrying import PAUSES
+from tasks.storage.retrying import PAUSES
 
 
 def encoded(width: int = 8, height: int = 6, kind: str = "PNG") -> bytes:
@@ -256,7 +256,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, root: str, *errors: Exception) -> l
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes any time."""
     made: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", made.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", made.append)
     return made
 
 
@@ -369,7 +369,7 @@ def test_in_a_long_outage_images_are_given_up_without_being_asked_for(
 ) -> None:
     put(bucket, "1.png")
     asked = failing(monkeypatch, bucket, *[ConnectionError("away")] * 100)
-    monkeypatch.setattr("tasks.outage.OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.image_sources.outage.OUTAGE_SECONDS", 0.0)
     found = list(ImageSource((bucket,)).read_ahead(["1.png"] * 20, workers=1))
     assert {type(data) for _, data in found} == {FetchError}
     assert "has not answered for minutes" in str(found[-1][1])
@@ -383,7 +383,7 @@ def test_a_server_that_refuses_images_is_not_away(
     failing(monkeypatch, bucket, *[ConnectionError("away")] * (len(PAUSES) + 1), PermissionError("1.png"))
     source = ImageSource((bucket,))
     found = [data for _, data in source.read_ahead(["1.png"] * 2, workers=1)]
-    monkeypatch.setattr("tasks.outage.OUTAGE_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.image_sources.outage.OUTAGE_SECONDS", 0.0)
     assert ([str(data) for data in found if "away" in str(data)], source.read("1.png")) == ([str(found[0])], b"content")
 
 

@@ -93,7 +93,7 @@ def test_a_root_may_itself_be_hidden(root: str) -> None:
 
 def test_how_many_folders_were_not_searched_is_said_in_one_line(root: str, caplog: pytest.LogCaptureFixture) -> None:
     put(root, "1.png", "out/1.png", "out/a/2.png", ".git/3.png")
-    with caplog.at_level(logging.INFO, "tasks.image_roots"):
+    with caplog.at_level(logging.INFO, "tasks.image_sources.image_roots"):
         keys_of(root, excluded=(f"{root}/out",))
     (record,) = caplog.records
     assert record.getMessage().endswith("hidden folders and results of earlier runs: 2, such as '.git'")

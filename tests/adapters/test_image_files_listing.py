@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tasks.domain.errors import SpecError
 from tasks.image_files import ImageSource
-from tasks.image_roots import ListedFile, walk
+from tasks.image_sources.image_roots import ListedFile, walk
 
 # Beside letters what is sorted before and behind a slash, and behind all characters of two bytes in UTF-16.
 NAMES = st.text("ab !-.0é\uffff\U00010000", min_size=1, max_size=3).filter(lambda name: not name.startswith("."))

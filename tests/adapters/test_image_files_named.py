@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from tasks.domain.errors import SpecError
-from tasks.folder import Folder
 from tasks.image_files import ImageSource
+from tasks.storage.folder import Folder
 
 
 @pytest.fixture(params=["path", "memory URL"])

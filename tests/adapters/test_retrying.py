@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tasks.retrying import PATIENCE_SECONDS, PAUSES, is_missing, is_out_of_space, is_transient, retrying
+from tasks.storage.retrying import PATIENCE_SECONDS, PAUSES, is_missing, is_out_of_space, is_transient, retrying
 
 
 def raised(work: Callable[[], Any]) -> BaseException:
@@ -274,7 +274,7 @@ def test_a_full_disk_is_known_wrapped_or_not(number):
 @pytest.fixture
 def waited(monkeypatch) -> list[float]:
     pauses: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", pauses.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", pauses.append)
     return pauses
 
 
@@ -318,7 +318,7 @@ def test_the_pauses_are_drawn_below_limits_that_double(waited):
 
 def test_who_has_waited_for_long_is_not_kept_longer(waited, monkeypatch):
     clock = iter([0.0, PATIENCE_SECONDS / 2, PATIENCE_SECONDS + 1])
-    monkeypatch.setattr("tasks.retrying.monotonic", lambda: next(clock))
+    monkeypatch.setattr("tasks.storage.retrying.monotonic", lambda: next(clock))
     raised(lambda: retrying(failing(100, TimeoutError())))
     assert len(waited) == 1
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.errors import ArtifactError
 from tasks.domain.images import is_inner_path
-from tasks.folder import Folder, MissingFileError, folder_and_name
+from tasks.storage.folder import Folder, MissingFileError, folder_and_name
 from tasks.store import ArtifactStore, DamagedArtifactError
 
 KEY = "ab" * 32
@@ -316,6 +316,7 @@ def test_a_password_in_the_error_of_a_backend_is_not_shown(monkeypatch: pytest.M
         raise ConnectionError("no answer from ftp://me:hunter2@example.org/a")
 
     monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "cat_file", fail)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", lambda _: None)
     with pytest.raises(ArtifactError, match=r"ConnectionError: no answer from ftp://me:\*\*\*@example\.org/a"):
         Folder("memory://").read("a")
 

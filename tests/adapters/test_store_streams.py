@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from tasks.domain.errors import ArtifactError, FormatError
-from tasks.folder import CHUNK, Folder
+from tasks.storage.folder import CHUNK, Folder
 
 
 @pytest.fixture(params=["path", "file URL", "memory URL"])

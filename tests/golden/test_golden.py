@@ -9,10 +9,10 @@ from tasks.domain.aggregation import AggregationRules, Nms, aggregate
 from tasks.domain.annotations import LabelledImage, Record
 from tasks.domain.detections import Candidates, Detection
 from tasks.domain.images import Failure, Image
-from tasks.folder import Folder
 from tasks.formats.candidates import LookedAt, dump_candidates
 from tasks.formats.coco import dump_coco
 from tasks.results import write_iteration, write_labels
+from tasks.storage.folder import Folder
 
 HERE = Path(__file__).parent
 CLASSES = ("person", "fire truck")

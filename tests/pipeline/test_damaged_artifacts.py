@@ -22,15 +22,17 @@ from tasks.store import MANIFEST, MANIFEST_FORMAT
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("server"), pytest.mark.slow]
 
-# The artifacts of boxes and masks from pictures, and those of masks for the boxes of a COCO file.
+# The artifacts of boxes, those that masks of these add, and those of masks for the boxes of a COCO file.
 KINDS = {
-    "pictures": ("index", "annotations", "candidates", "labels", "boxes", "masks"),
-    "boxes": ("index", "boxes"),
+    "boxes": ("index", "annotations", "candidates", "labels"),
+    "boxes and masks": ("boxes", "masks"),
+    "masks": ("index", "boxes"),
 }
-FLOWS = {"pictures": label_dataset, "boxes": segment_masks}
+FLOWS = {"boxes": auto_label, "boxes and masks": label_dataset, "masks": segment_masks}
 CASES = [(flow, kind) for flow, kinds in KINDS.items() for kind in kinds]
 OBJECTS = [("cat", 0.9, (10, 10, 40, 30)), ("dog", 0.6, (50, 10, 90, 30)), ("cow", 0.4, (10, 40, 60, 70))]
 IMAGES = 7
+BOTH = {"autolabel_type": "grounding_dino+mal", "mal": {"checkpoint": "fake"}}
 
 
 # --- a finished run
@@ -72,9 +74,11 @@ def images(tmp_path_factory, paint_picture) -> Path:
 @pytest.fixture(scope="module")
 def finished(images, no_heartbeats) -> dict[str, Finished]:
     """One run of each flow, over several shards."""
+    boxes = _keys_of_pictures(images)
+    keys = {"boxes": boxes, "boxes and masks": {**boxes, **BOTH}, "masks": _keys_of_boxes(images)}
     made = {}
-    for name, keys in {"pictures": _keys_of_pictures(images), "boxes": _keys_of_boxes(images)}.items():
-        run = Finished(images.parent / name, keys, FLOWS[name])
+    for name, flow in FLOWS.items():
+        run = Finished(images.parent / name, keys[name], flow)
         run.flow(run.spec(run.folder / "results"))
         made[name] = run
     return made
@@ -87,8 +91,7 @@ def _keys_of_pictures(images: Path) -> dict[str, Any]:
         "iteration_scheduler": [{"conf_threshold": threshold} for threshold in (0.7, 0.3)],
         "dataset": {"image_dir": str(images), "class_names": ["cat", "dog", "cow"]},
     }
-    masks = {"checkpoint": "fake"}
-    return {"autolabel_type": "grounding_dino+mal", "shard_size": 4, "grounding_dino": detection, "mal": masks}
+    return {"autolabel_type": "grounding_dino", "shard_size": 4, "grounding_dino": detection}
 
 
 def _keys_of_boxes(images: Path) -> dict[str, Any]:
@@ -226,30 +229,27 @@ def test_damaged_answers_of_a_data_set_that_has_grown_are_told_once_and_asked_ag
     finished, images, damage, tmp_path, caplog, paint_picture
 ):
     """The shard of the new image has a key of its own: its other answers are looked for in the damaged artifacts."""
-    results = finished["pictures"].copy(tmp_path)
+    results = finished["boxes and masks"].copy(tmp_path)
     shutil.copytree(images, tmp_path / "images")
     paint_picture(tmp_path / "images" / "a" / "new.png", OBJECTS, (100, 80))
-    grown = {**finished["pictures"].keys, "grounding_dino": dict(finished["pictures"].keys["grounding_dino"])}
-    grown["grounding_dino"]["dataset"] = {"image_dir": str(tmp_path / "images"), "class_names": ["cat", "dog", "cow"]}
-    damaged = manifests(results, "candidates")
+    damaged = manifests(results, "candidates") + manifests(results, "masks")
     for manifest in damaged:
         DAMAGE[damage](manifest)
-    run = Finished(tmp_path, grown, label_dataset)
+    run = Finished(tmp_path, {**_keys_of_pictures(tmp_path / "images"), **BOTH}, label_dataset)
     run.flow(run.spec(results))
     told = warnings(caplog)
     assert sorted(map(key_in, told)) == sorted({key_in(line) for line in told})
     assert {key_in(line) for line in told} <= {path.name[:64] for path in damaged}
     run.flow(run.spec(tmp_path / "fresh"))
-    labels = [path for path in differing(results, tmp_path / "fresh") if not path.startswith("cache/")]
-    assert labels == []
+    assert [path for path in differing(results, tmp_path / "fresh") if not path.startswith("cache/")] == []
 
 
-@pytest.mark.parametrize("kind", KINDS["pictures"])
+@pytest.mark.parametrize("kind", KINDS["boxes"])
 def test_a_plan_over_damaged_artifacts_foresees_the_forwards(finished, kind, tmp_path):
-    results = finished["pictures"].copy(tmp_path)
+    results = finished["boxes"].copy(tmp_path)
     for manifest in manifests(results, kind)[::2]:
         flipped(data_of(manifest))
-    spec = finished["pictures"].spec(results)
+    spec = finished["boxes"].spec(results)
     plan = plan_run(spec)
     made = auto_label(spec)
     assert plan.least <= sum(iteration.forwards for iteration in made.iterations) <= plan.most
@@ -259,9 +259,9 @@ def test_a_plan_over_damaged_artifacts_foresees_the_forwards(finished, kind, tmp
 @pytest.mark.parametrize("seed", range(3))
 def test_files_that_a_power_cut_left_empty_are_made_anew(finished, seed, tmp_path):
     """What was written last may be there by its name alone after a power cut: artifacts, labels, the account."""
-    results = finished["pictures"].copy(tmp_path)
+    results = finished["boxes and masks"].copy(tmp_path)
     files = sorted(path for path in results.rglob("*") if path.is_file())
     for at in np.random.default_rng(seed).choice(len(files), len(files) // 2, replace=False):
         emptied(files[at])
-    assert_made_anew(finished["pictures"], results)
+    assert_made_anew(finished["boxes and masks"], results)
     assert json.loads((results / "run.json").read_text())["masks"]

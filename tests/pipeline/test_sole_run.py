@@ -14,11 +14,11 @@ from flows.auto_label import auto_label
 from flows.cli import run
 from flows.label_dataset import label_dataset
 from tasks import infer as step
-from tasks.claims import claim
 from tasks.domain.errors import CheckpointError, ClaimedError, LostClaimError
-from tasks.folder import Folder
-from tasks.local_claims import LOCK_FILE
 from tasks.models.fake import FakeDetector
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
+from tasks.storage.local_claims import LOCK_FILE
 
 pytestmark = [pytest.mark.prefect, pytest.mark.usefixtures("server")]
 

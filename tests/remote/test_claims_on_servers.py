@@ -5,11 +5,11 @@ from threading import Barrier
 
 import pytest
 
-from tasks.claimants import Claimant, Process, dump_claimant
-from tasks.claims import claim
 from tasks.domain.errors import ClaimedError, LostClaimError
-from tasks.folder import Folder
-from tasks.remote_claims import CLAIMS
+from tasks.storage.claimants import Claimant, Process, dump_claimant
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
+from tasks.storage.remote_claims import CLAIMS
 
 HEARTBEAT_SECONDS = 0.5
 

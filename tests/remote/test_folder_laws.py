@@ -7,9 +7,9 @@ from uuid import uuid4
 import fsspec
 import pytest
 
-from tasks.backends import S3_PART
 from tasks.domain.errors import ArtifactError
-from tasks.folder import CHUNK, Folder, MissingFileError
+from tasks.storage.backends import S3_PART
+from tasks.storage.folder import CHUNK, Folder, MissingFileError
 
 ODD_NAMES = ["with space", "per%20cent#", "ünïcödé 照片", "-dash", "a::b", "[1]*?", "a+b&c=d;e", "n" * 200]
 

@@ -7,8 +7,8 @@ from threading import Thread
 import pytest
 
 from tasks.domain.errors import ArtifactError
-from tasks.folder import Folder
-from tasks.temporaries import temporary_name
+from tasks.storage.folder import Folder
+from tasks.storage.temporaries import temporary_name
 
 MANY = bytes(range(256)) * 2**16  # 16 MiB: they take long enough to be interrupted
 
@@ -34,7 +34,7 @@ def test_a_lost_connection_is_made_again(folder, sftp):
 
 def test_readers_find_the_old_file_or_the_new_one_while_connections_are_cut(folder, sftp, monkeypatch):
     sleep = time.sleep
-    monkeypatch.setattr("tasks.retrying.sleep", lambda _: sleep(0.1))
+    monkeypatch.setattr("tasks.storage.retrying.sleep", lambda _: sleep(0.1))
     folder.write("file", b"old")
     seen: set[int] = set()
     writer = Thread(target=folder.write, args=("file", MANY))
@@ -73,7 +73,7 @@ def test_what_a_killed_writer_left_is_deleted_and_not_what_a_living_one_writes(f
 @pytest.mark.parametrize("wrong", [{"username": "no-such-user"}, {"key_filename": None}], ids=["user", "no key"])
 def test_a_wrong_login_is_told_at_once(sftp, wrong, monkeypatch):
     waited: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", waited.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", waited.append)
     options = {name: value for name, value in {**sftp.storage_options, **wrong}.items() if value is not None}
     with pytest.raises(ArtifactError, match="check the address, the permissions and storage_options"):
         Folder(sftp.uri, options).read("file")

@@ -12,8 +12,8 @@ import pytest
 from flows.auto_label import auto_label
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import validate_spec
-from tasks.folder import Folder
 from tasks.image_files import FetchError, ImageSource
+from tasks.storage.folder import Folder
 
 CAT = (10, 10, 60, 50)
 BYTES = bytes(range(256)) * 100
@@ -23,7 +23,7 @@ BYTES = bytes(range(256)) * 100
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes any time."""
     made: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", made.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", made.append)
     return made
 
 

@@ -27,7 +27,7 @@ from tasks.image_files import FetchError, ImageSource
 if find_spec("aiohttp") is None:
     pytest.skip("aiohttp is not installed", allow_module_level=True)
 
-from tasks.web_files import names_linked
+from tasks.image_sources.web_files import names_linked
 
 CAT = (10, 10, 60, 50)
 
@@ -170,7 +170,7 @@ def site(folder: Path) -> Iterator[Site]:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes any time."""
     made: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", made.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", made.append)
     return made
 
 
@@ -512,7 +512,7 @@ def test_a_file_that_comes_too_slowly_is_given_up_in_the_end(
 ) -> None:
     put(folder, "1.png")
     site.faults["/1.png"] = ["slow"] * 99
-    monkeypatch.setattr("tasks.filesystems.READ_SECONDS", 0.2)
+    monkeypatch.setattr("tasks.image_sources.filesystems.READ_SECONDS", 0.2)
     with pytest.raises(FetchError, match="Timeout"):
         ImageSource((site.url,)).read("1.png")
 

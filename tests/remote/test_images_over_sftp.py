@@ -20,7 +20,7 @@ from flows.auto_label import auto_label
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import validate_spec
 from tasks.image_files import FetchError, ImageSource
-from tasks.retrying import PAUSES
+from tasks.storage.retrying import PAUSES
 
 paramiko = pytest.importorskip("paramiko", reason="paramiko is not installed")
 
@@ -136,7 +136,7 @@ def folder(tmp_path: Path) -> Path:
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made, none of which takes any time."""
     made: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", made.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", made.append)
     return made
 
 
@@ -188,7 +188,7 @@ def test_links_to_files_are_followed_and_links_to_folders_are_counted(
     (folder / "round").symlink_to(".")
     (folder / "lost.png").symlink_to("nowhere")
     source = sftp.source(folder)
-    with caplog.at_level(logging.WARNING, "tasks.image_roots"):
+    with caplog.at_level(logging.WARNING, "tasks.image_sources.image_roots"):
         keys = keys_of(source)
     assert [(key, isinstance(data, bytes)) for key, data in source.read_ahead(keys, 2)] == [
         ("1.png", True),
@@ -296,7 +296,7 @@ def test_a_file_that_comes_too_slowly_is_given_up_in_the_end(
     folder: Path, sftp: Server, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(folder, "1.png")
-    monkeypatch.setattr("tasks.sftp_files.READ_SECONDS", 0.0)
+    monkeypatch.setattr("tasks.image_sources.sftp_files.READ_SECONDS", 0.0)
     with pytest.raises(FetchError, match="TimeoutError: 7 of 7 bytes came in"):
         sftp.source(folder).read("1.png")
 

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from tasks.domain.errors import ArtifactError
-from tasks.folder import CHUNK, Folder
-from tasks.retrying import PAUSES
+from tasks.storage.folder import CHUNK, Folder
+from tasks.storage.retrying import PAUSES
 from tasks.store import ArtifactStore
 
 KEY = "ab" * 32
@@ -33,7 +33,7 @@ def store(s3) -> ArtifactStore:
 def waited(monkeypatch) -> list[float]:
     """The seconds that were to be waited for; none of them pass."""
     pauses: list[float] = []
-    monkeypatch.setattr("tasks.retrying.sleep", pauses.append)
+    monkeypatch.setattr("tasks.storage.retrying.sleep", pauses.append)
     return pauses
 
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from tasks import housekeeping
 from tasks.cache_contents import survey
-from tasks.claims import claim
 from tasks.domain.artifacts import ArtifactRef
 from tasks.domain.errors import ArtifactError, ClaimedError, LostClaimError
-from tasks.folder import Folder
 from tasks.housekeeping import beyond_size, older_than, plan_pruning, prune, unreferenced, verify
 from tasks.registered_runs import RunRegister
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
 from tasks.store import MANIFEST, ArtifactStore, DamagedArtifactError
 
 LONG_AGO = 1_000_000_000.0  # POSIX seconds: when the first of all artifacts was written; each next one a second later
@@ -359,7 +359,7 @@ def test_who_has_lost_the_cache_to_another_process_deletes_nothing_more(cache, m
 
 
 def test_temporary_files_of_killed_processes_go_and_those_of_living_ones_stay(cache):
-    from tasks.temporaries import temporary_name
+    from tasks.storage.temporaries import temporary_name
 
     ref = cache.publish("masks", 1, b"x")
     cache.run("out", [ref])

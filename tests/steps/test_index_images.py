@@ -12,12 +12,12 @@ from prefect.client.schemas.objects import State
 
 from tasks.domain.errors import SpecError
 from tasks.domain.images import ImageIndex
-from tasks.folder import Folder
 from tasks.formats.image_index import joined_index, read_image_index
 from tasks.image_files import FetchError, ImageSource
 from tasks.index_images import Indexer, build_index, index_images
 from tasks.progress import listening
 from tasks.recall import Recall
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 
 

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from tasks.domain.artifacts import ArtifactRef
-from tasks.folder import Folder
 from tasks.formats.candidates import load_candidates
 from tasks.image_files import ImageSource
 from tasks.index_images import Indexer, build_index
@@ -17,6 +16,7 @@ from tasks.models import DetectorConfig, load_prompter
 from tasks.models.fake import paint
 from tasks.recall import Recall
 from tasks.shard_images import build_dataset
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 
 FAKE = DetectorConfig("fake")

@@ -12,7 +12,6 @@ from PIL import Image as Picture
 from tasks.domain.annotations import Annotation, LabelledImage, Record
 from tasks.domain.errors import ArtifactError, ImageError
 from tasks.domain.images import Failure, Image
-from tasks.folder import Folder
 from tasks.formats.coco import dump_coco, load_coco
 from tasks.formats.odvg import load_odvg
 from tasks.results import (
@@ -23,6 +22,7 @@ from tasks.results import (
     write_labels,
     write_pictures,
 )
+from tasks.storage.folder import Folder
 
 CLASSES = ("car", "truck")
 

@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.filesize import decimal
 
 from flows.cli import _parser, run
-from tasks.claims import claim
 from tasks.domain.artifacts import ArtifactRef
-from tasks.folder import Folder
 from tasks.registered_runs import RunRegister
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 
 Run = subprocess.CompletedProcess[str]

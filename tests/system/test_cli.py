@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 
 Run = subprocess.CompletedProcess[str]
 
-COMMANDS = ("generate", "plan", "demo", "evaluate", "train-mal")
+COMMANDS = ("generate", "plan", "demo", "evaluate", "train-mal", "cache")
 FRAMEWORKS = ("torch", "transformers", "prefect")
 CAT, LIGHT = (10, 10, 60, 50), (80, 10, 140, 50)
 SECRET = "correct-horse-battery"
@@ -409,7 +409,7 @@ def test_results_go_to_memory(folder, server):
     script = """
 import sys
 from flows.cli import run
-from tasks.folder import Folder
+from tasks.storage.folder import Folder
 print("status", run(sys.argv[1:]))
 print(Folder("memory://out").names())
 """

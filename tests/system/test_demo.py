@@ -10,8 +10,8 @@ import pytest
 from flows.cli import run
 from flows.demo import CLASS_TRUTH, FILES, IMAGES, PROMPTS, demo_spec, write_scenes
 from tasks.domain.errors import SpecError
-from tasks.folder import Folder
 from tasks.image_files import ImageSource
+from tasks.storage.folder import Folder
 
 
 @pytest.fixture(params=["path", "memory URL"])

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from tasks.image_roots import SUFFIXES
+from tasks.image_sources.image_roots import SUFFIXES
 from tasks.pictures import picture_name
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

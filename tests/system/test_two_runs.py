@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.claims import claim
-from tasks.folder import Folder
+from tasks.storage.claims import claim
+from tasks.storage.folder import Folder
 from tasks.store import ArtifactStore
 
 pytestmark = [pytest.mark.prefect, pytest.mark.slow]

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tasks.outage import ASK_AGAIN_SECONDS, OUTAGE_SECONDS, Outage
+from tasks.image_sources.outage import ASK_AGAIN_SECONDS, OUTAGE_SECONDS, Outage
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time, in seconds; the last one counts."""
     times = [1000.0]
-    monkeypatch.setattr("tasks.outage.monotonic", lambda: times[-1])
+    monkeypatch.setattr("tasks.image_sources.outage.monotonic", lambda: times[-1])
     return times
 
 

@@ -9,7 +9,7 @@ import pytest
 from flows.run_inputs import inputs_of
 from tasks.domain.errors import SpecError
 from tasks.domain.spec import ExperimentSpec, validate_spec
-from tasks.folder import Folder
+from tasks.storage.folder import Folder
 
 
 def spec(results: Path | str, **dataset: Any) -> ExperimentSpec:

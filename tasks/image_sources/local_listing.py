@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tasks.domain.errors import ImageError, SpecError
 from tasks.domain.images import is_inner_path, is_left_out
-from tasks.image_roots import (
+from tasks.image_sources.image_roots import (
     IS_FOLDER,
     NO_KEY,
     NO_UTF8,

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from fsspec.implementations.local import LocalFileSystem
 
-from tasks.backends import beneath_caches, is_read_only, open_backend, without_secrets
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import ArtifactError, AutoLabelError
 from tasks.domain.images import is_inner_path
-from tasks.local_files import (
+from tasks.storage.backends import beneath_caches, is_read_only, open_backend, without_secrets
+from tasks.storage.local_files import (
     append_file,
     delete_left_over,
     delete_tree,
@@ -26,9 +26,9 @@ from tasks.local_files import (
     move_durably,
     replace_file,
 )
-from tasks.remote_files import delete_all, exists, find_files, find_left_over, list_names, put_whole, upload
-from tasks.retrying import chain_of, is_missing, is_of_the_name, is_out_of_space, is_transient, retrying
-from tasks.temporaries import TEMPORARY, temporary_name
+from tasks.storage.remote_files import delete_all, exists, find_files, find_left_over, list_names, put_whole, upload
+from tasks.storage.retrying import chain_of, is_missing, is_of_the_name, is_out_of_space, is_transient, retrying
+from tasks.storage.temporaries import TEMPORARY, temporary_name
 
 T = TypeVar("T")
 
@@ -63,12 +63,12 @@ class Folder:
 
     `uri` is a local path, taken literally and relative to the working directory, or an fsspec URL (file://, s3://,
     memory://); nothing can be written at http:// and https://. `storage_options` go to the backend of a URL, see
-    tasks/backends.py; they may hold secrets and appear in no message. A folder comes to be with its first file, but a
-    bucket has to be there.
+    tasks/storage/backends.py; they may hold secrets and appear in no message. A folder comes to be with its first file,
+    but a bucket has to be there.
 
     A file is written whole or not at all: a killed process, a full disk and a cut connection leave what was there. An
-    error of a remote backend that may pass is waited for, see tasks/retrying.py. Every method raises ArtifactError for
-    a path that would leave the folder and for whatever the backend reports in the end.
+    error of a remote backend that may pass is waited for, see tasks/storage/retrying.py. Every method raises
+    ArtifactError for a path that would leave the folder and for whatever the backend reports in the end.
     """
 
     uri: str

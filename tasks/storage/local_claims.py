@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from tasks.claimants import UNKNOWN, Claimant, dump_claimant, load_claimant, refusal
 from tasks.domain.errors import ArtifactError, LostClaimError
+from tasks.storage.claimants import UNKNOWN, Claimant, dump_claimant, load_claimant, refusal
 
 LOCK_FILE = ".autolabel.lock"
 # Who leaves a folder holds its lock alone while they delete the file, some 10 us (measured): one pause is plenty.

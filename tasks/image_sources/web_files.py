@@ -15,8 +15,8 @@ from aiohttp import ClientResponse, ClientTimeout
 from fsspec.implementations.http import HTTPFileSystem
 from yarl import URL
 
-from tasks.backends import ANSWER_SECONDS, CONNECT_SECONDS
-from tasks.limits import READ_SECONDS
+from tasks.image_sources.limits import READ_SECONDS
+from tasks.storage.backends import ANSWER_SECONDS, CONNECT_SECONDS
 
 TIMEOUT = ClientTimeout(total=READ_SECONDS, sock_connect=CONNECT_SECONDS, sock_read=ANSWER_SECONDS)
 HTML = ("text/html", "application/xhtml+xml")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cache
 from secrets import token_hex
 
-from tasks.claimants import Process, this_process
+from tasks.storage.claimants import Process, this_process
 
 TEMPORARY = ".tmp-"  # how the names of files start that are still being written
 # autolabel-flow 0.1 wrote names that do not tell who writes.

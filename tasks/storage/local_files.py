@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-from tasks.temporaries import TEMPORARY, is_left_over, temporary_name
+from tasks.storage.temporaries import TEMPORARY, is_left_over, temporary_name
 
 Found: TypeAlias = tuple[str, int, float]  # path, size in bytes, time of the last change in POSIX seconds
 

@@ -6,19 +6,19 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem, sync
 
-from tasks.backends import open_backend, options_for
-from tasks.limits import READ_SECONDS
+from tasks.image_sources.limits import READ_SECONDS
+from tasks.storage.backends import open_backend, options_for
 
 
 def open_url(url: str, storage_options: Mapping[str, object]) -> tuple[Any, str]:
     """The file system of a URL, and the path in it; raises whatever the backend does."""
     match url.partition("://")[0]:
         case "http" | "https":
-            from tasks.web_files import open_web  # aiohttp need not be installed for other URLs
+            from tasks.image_sources.web_files import open_web  # aiohttp need not be installed for other URLs
 
             return open_web(url, options_for(url, storage_options))
         case "sftp" | "ssh":
-            from tasks.sftp_files import open_sftp  # nor paramiko
+            from tasks.image_sources.sftp_files import open_sftp  # nor paramiko
 
             return open_sftp(url, options_for(url, storage_options))
         case _:

@@ -16,8 +16,8 @@ from typing import Any
 import paramiko  # type: ignore[import-untyped]
 from fsspec.implementations.sftp import SFTPFileSystem
 
-from tasks.backends import ANSWER_SECONDS, CONNECT_SECONDS
-from tasks.limits import READ_SECONDS
+from tasks.image_sources.limits import READ_SECONDS
+from tasks.storage.backends import ANSWER_SECONDS, CONNECT_SECONDS
 
 # paramiko logs every cut connection with a traceback, and raises it besides.
 LOG = logging.getLogger(f"{__name__}.paramiko")

@@ -12,10 +12,9 @@ from typing import Any
 from fsspec import AbstractFileSystem
 from fsspec.asyn import AsyncFileSystem
 
-from tasks.backends import protocols
 from tasks.domain.errors import SpecError
 from tasks.domain.images import is_inner_path, is_left_out
-from tasks.image_roots import (
+from tasks.image_sources.image_roots import (
     IS_FOLDER,
     NO_KEY,
     NO_UTF8,
@@ -29,7 +28,8 @@ from tasks.image_roots import (
     walk,
 )
 from tasks.in_order import in_order
-from tasks.retrying import is_transient, retrying
+from tasks.storage.backends import protocols
+from tasks.storage.retrying import is_transient, retrying
 
 # What backends call the fields of `info` that change with the content of a file: s3fs, gcsfs, adlfs, HTTP, SFTP, FTP,
 # WebDAV, memory. The time of creation counts where a file that is written anew is a new one.

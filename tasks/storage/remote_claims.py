@@ -23,10 +23,10 @@ from random import SystemRandom
 from secrets import token_hex
 from threading import Event, Thread
 
-from tasks.claimants import Claimant, dump_claimant, load_claimant, refusal
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import ArtifactError, LostClaimError
-from tasks.folder import Folder, MissingFileError
+from tasks.storage.claimants import Claimant, dump_claimant, load_claimant, refusal
+from tasks.storage.folder import Folder, MissingFileError
 
 logger = logging.getLogger(__name__)
 

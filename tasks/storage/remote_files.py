@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from tasks.backends import S3_PART, protocols, puts_whole
-from tasks.retrying import is_missing
-from tasks.temporaries import is_left_over, temporary_name
+from tasks.storage.backends import S3_PART, protocols, puts_whole
+from tasks.storage.retrying import is_missing
+from tasks.storage.temporaries import is_left_over, temporary_name
 
 T = TypeVar("T")
 Found: TypeAlias = tuple[str, int, float]  # path, size in bytes, time of the last change in POSIX seconds, 0 if untold

@@ -1,6 +1,6 @@
 """Who may work in a folder, alone or beside others, when processes come at once.
 
-A claim never outlives its process, on no backend: see tasks/local_claims.py and tasks/remote_claims.py.
+A claim never outlives its process, on no backend: see tasks/storage/local_claims.py and tasks/storage/remote_claims.py.
 """
 
 import os
@@ -11,10 +11,10 @@ from pathlib import Path
 from socket import gethostname
 from typing import Protocol
 
-from tasks.claimants import Claimant, this_process
-from tasks.folder import Folder
-from tasks.local_claims import NoLocksError, locked
-from tasks.remote_claims import beating
+from tasks.storage.claimants import Claimant, this_process
+from tasks.storage.folder import Folder
+from tasks.storage.local_claims import NoLocksError, locked
+from tasks.storage.remote_claims import beating
 
 # A dead process is told from a living one in 2.5 of these: long beside the seconds for which a network or a busy
 # machine may hang, short beside a run. It costs a bucket six small writes a minute.

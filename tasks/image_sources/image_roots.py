@@ -24,12 +24,12 @@ from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 
-from tasks.backends import beneath_caches, protocols, without_secrets
 from tasks.domain.addresses import without_password
 from tasks.domain.errors import ImageError, SpecError
 from tasks.domain.images import folders_at_or_below, key_prefixes, refuse_nested_roots
-from tasks.filesystems import open_url
-from tasks.outage import Outage
+from tasks.image_sources.filesystems import open_url
+from tasks.image_sources.outage import Outage
+from tasks.storage.backends import beneath_caches, protocols, without_secrets
 
 logger = logging.getLogger(__name__)
 
