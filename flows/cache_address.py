@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from flows.spec_files import read_spec
 from tasks.cache_contents import Contents
@@ -39,7 +40,10 @@ def cache_of_address(address: str, overrides: Sequence[str]) -> ArtifactStore:
     if RUNS in names and RunRegister(ArtifactStore(address, options)).files():
         return ArtifactStore(address, options)
     if (named := _named_in_record(folder)) is not None:
-        return ArtifactStore(named, options)
+        store = ArtifactStore(named, options)
+        if "://" not in named and not Path(named).expanduser().is_absolute():
+            _refuse_one_of_others(store, address)
+        return store
     return ArtifactStore(_inside(address, OWN_CACHE) if OWN_CACHE in names else address, options)
 
 
@@ -52,6 +56,17 @@ def refuse_no_cache(store: ArtifactStore, contents: Contents) -> None:
         raise ArtifactError(
             f"there is no cache at {without_password(store.uri)}: found {found}, expected the results_dir of a run, or "
             "its cache_dir"
+        )
+
+
+def _refuse_one_of_others(store: ArtifactStore, results_dir: str) -> None:
+    """Raise ArtifactError where a relative cache_dir leads to another cache from here than from where the run was."""
+    register, results = RunRegister(store), without_password(results_dir)
+    if not any(register.is_over(results_dir, entry) for entry in register.entries()):
+        raise ArtifactError(
+            f"run.json in {results} names the cache_dir {store.uri!r}, relative to where that run was started, and no "
+            f"run over {results} is registered in {Path(store.uri).absolute()}; go to that folder, or give the "
+            "cache_dir itself"
         )
 
 

@@ -113,7 +113,7 @@ def _size(text: str) -> int:
 
 
 def _quantity(text: str, units: dict[str, int], expected: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", text.strip().lower())
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?([a-z]+)", text.strip().lower())
     if match is None or match[2] not in units:
         raise argparse.ArgumentTypeError(f"found {text!r}, expected {expected}")
     return float(match[1]) * units[match[2]]

@@ -117,14 +117,17 @@ def _foresee(
     """Follow the loop until it ends, or until its last iteration at the latest where its end is not known."""
     planned: list[PlannedIteration] = []
     history: list[Progress] = []
+    fewest: list[Progress] = []  # the history with no more labels than are known
     while True:
         iteration = len(planned)
+        may_be_over = bool(fewest) and stop_reason(fewest, run.termination, at_floor=False) is not None
         prospects, step = _next(run, prospects, iteration)
-        planned.append(step)
+        planned.append(replace(step, least=0, why={}) if may_be_over else step)
         counts = [prospect.counts for prospect in prospects if prospect.counts]
         known = len(counts) == len(prospects)
         # What is not known yet may always bring labels: the loop goes on then for as long as the schedule lets it.
         history.append(_progress(run, iteration, counts) if known else Progress(1, 1, 1))
+        fewest.append(history[-1] if known else Progress(sum(of_shard.new_labels for of_shard in counts), 1, 1))
         termination = run.termination if known else replace(run.termination, min_new_labels=None)
         stop = stop_reason(history, termination, at_floor=run.schedule.ends_after(iteration))
         if stop is not None:

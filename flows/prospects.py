@@ -83,9 +83,10 @@ def _partly(
             maybe=0 if run.question.reprompt == "all" else most,
             why=_reasons(run, todo),
         )
-        asked = {look.image.key for look in todo}
-        most += sum(_forwards(run, r.phrases) for i in images if i.image.key in asked for r in i.records)
-        images, _ = label([image for image in images if image.image.key not in asked], answers, (), bar)
+        # By content: what is asked about an image may answer for another of equal bytes, in the iteration that follows.
+        asked = {look.image.sha256 for look in todo}
+        most += sum(_forwards(run, r.phrases) for i in images if i.image.sha256 in asked for r in i.records)
+        images, _ = label([image for image in images if image.image.sha256 not in asked], answers, (), bar)
 
 
 def _answers(found: Candidates | None, look: Look) -> bool:

@@ -188,7 +188,7 @@ def _records(spec: ExperimentSpec) -> dict[str, tuple[Record, ...]]:
     if path is None:
         return {}
     folder, name = folder_and_name(path.replace("\\", "/"), spec.storage_options)
-    return load_noun_chunks(folder.read(name), path)
+    return load_noun_chunks(folder.read(name), without_password(path))
 
 
 def _refuse_unaskable(prompter: Prompter, prompts: Sequence[Sequence[str]]) -> None:

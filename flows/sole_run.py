@@ -86,9 +86,25 @@ def sole_run(results: Folder, store: ArtifactStore, *refusals: Callable[[Folder]
         for refuse in refusals:
             refuse(results)
         run = SoleRun(results, store, (alone, beside_others))
-        with _course(run), stopping_together():
+        with _course(run), _ending_its_tasks(), stopping_together():
             yield run
             run.finish()
+
+
+@contextmanager
+def _ending_its_tasks() -> Iterator[None]:
+    """Wait, after an error or Ctrl-C, for the tasks that are at work: they write where another run may come next."""
+    try:
+        yield
+    except BaseException:
+        # Imported here, as in `_of_flow_run`.
+        from prefect.context import FlowRunContext
+        from prefect.task_runners import ThreadPoolTaskRunner
+
+        context = FlowRunContext.get()
+        if context is not None and isinstance(context.task_runner, ThreadPoolTaskRunner):
+            context.task_runner.cancel_all()
+        raise
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from tasks.domain.summary import ShardCounts, count_drops, count_labels, sum_cou
 from tasks.formats.candidates import load_candidates
 from tasks.formats.coco import dump_coco, load_coco
 from tasks.in_order import in_order
+from tasks.progress import stop_if_abandoned
 from tasks.store import READERS, ArtifactStore
 
 VERSION = 1
@@ -67,6 +68,7 @@ def _known(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactR
 
 
 def _made(store: ArtifactStore, annotations: ArtifactRef, candidates: ArtifactRef, bar: Bar) -> LabelledShard:
+    stop_if_abandoned()
     images, _ = load_coco(store.read(annotations))
     looked_at, failures = load_candidates(store.read(candidates))
     answers = {(look.image, look.caption_id): look.found for look in looked_at}

@@ -18,7 +18,7 @@ from tasks.formats.candidates import load_candidates
 from tasks.formats.coco import CocoShards, joined_categories
 from tasks.formats.label_shards import LabelShards, dump_label_shards
 from tasks.image_files import ImageSource, decode
-from tasks.progress import advance, begin
+from tasks.progress import advance, begin, stop_if_abandoned
 from tasks.results import (
     delete_pictures,
     delete_stale_iterations,
@@ -107,7 +107,12 @@ def _publish(export: Export, shards: Sequence[ArtifactRef], images: int) -> Arti
 
 
 def _reader(store: ArtifactStore, shards: Sequence[ArtifactRef]) -> CocoShards:
-    return lambda: store.read_each(shards)
+    def read() -> Iterator[bytes]:
+        for payload in store.read_each(shards):
+            stop_if_abandoned()
+            yield payload
+
+    return read
 
 
 def _draw(export: Export, shards: Sequence[ArtifactRef], iteration: int | None) -> int:

@@ -19,7 +19,7 @@ from tasks.formats.failures import dump_failures, load_failures
 from tasks.formats.masked_coco import SettledImage, drawn, masked_rows, settled
 from tasks.formats.masks import load_masks
 from tasks.image_files import ImageSource, decode
-from tasks.progress import advance, begin
+from tasks.progress import advance, begin, stop_if_abandoned
 from tasks.results import delete_pictures, write_pictures
 from tasks.storage.folder import Folder, MissingFileError
 from tasks.store import ArtifactStore
@@ -86,6 +86,7 @@ def write_masks(export: MaskExport, head: Row, shards: Sequence[MaskedShard]) ->
 def _settled(store: ArtifactStore, shards: Sequence[MaskedShard]) -> Iterator[SettledImage]:
     made = store.read_each(shard.masks for shard in shards)
     for shard, payload in zip(shards, made, strict=True):
+        stop_if_abandoned()
         masks, failures = load_masks(payload)
         lost = {failure.image: failure for failure in failures}
         for boxed in read_boxed(store, shard.boxes):

@@ -61,7 +61,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class FetchError(ImageError):
-    """The bytes of an image could not be fetched; unlike damage in the bytes that may pass."""
+    """The bytes of an image could not be fetched, or not be held; unlike damage in the bytes that may pass."""
 
 
 @dataclass(frozen=True)
@@ -255,6 +255,8 @@ def _loaded(data: bytes) -> Iterator[Image.Image]:
             yield image
     except ImageError:
         raise
+    except MemoryError as error:  # no word about the bytes, so the index may not remember it
+        raise FetchError("did not fit into memory; run again with more of it free") from error
     except UnidentifiedImageError as error:  # its own message holds a memory address
         kind = f"is none of {', '.join(FORMATS)}, or damaged at its beginning" if data else "is empty"
         raise ImageError(kind) from error

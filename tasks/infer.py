@@ -212,7 +212,8 @@ def infer_shard(store: ArtifactStore, outlook: Outlook, fresh: "Inference") -> A
         advance("infer", outlook.images)
         return AnsweredShard(outlook.candidates, forwards=0, failures=0, reused=True)
     answers = {**outlook.known, **fresh.answer(outlook.todo)}
-    answered = [look for look in outlook.wanted if look.id in answers]
+    failed = {failure.image for failure in fresh.failures}  # no answer of theirs counts, nor one of another caption
+    answered = [look for look in outlook.wanted if look.id in answers and look.image.key not in failed]
     looked_at = [LookedAt(look.image.key, look.image.sha256, look.id[1], answers[look.id]) for look in answered]
     made = store.publish(
         "candidates",

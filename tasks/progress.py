@@ -37,11 +37,16 @@ def advance(stage: str, images: int) -> None:
 
     Raises StoppedError where nobody waits for the rest.
     """
+    stop_if_abandoned()
+    for listener in tuple(_listeners):
+        listener.advance(stage, images)
+
+
+def stop_if_abandoned() -> None:
+    """Raise StoppedError where nobody waits for the work any more; for work that tells no progress."""
     abandoned = _abandoned.get()
     if abandoned is not None and abandoned.is_set():
         raise StoppedError("the run ended before this was done")
-    for listener in tuple(_listeners):
-        listener.advance(stage, images)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from tasks.domain.errors import SpecError
 from tasks.domain.images import Failure, Image, ImageIndex, into_shards
 from tasks.formats.coco import dump_coco
 from tasks.formats.image_index import read_image_index
+from tasks.progress import stop_if_abandoned
 from tasks.store import ArtifactStore
 
 VERSION = 1
@@ -138,6 +139,7 @@ def _ends(key: str) -> Iterator[str]:
 
 def publish_shard(store: ArtifactStore, images: Sequence[LabelledImage], classes: Sequence[str]) -> ArtifactRef:
     """The reference to a shard without labels; a shard that is there already is not written again."""
+    stop_if_abandoned()
     key = content_key("shard", VERSION, {"images": [_identity(image) for image in images]})
     return store.lookup("annotations", key) or store.publish("annotations", key, dump_coco(images, classes))
 

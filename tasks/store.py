@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tasks.domain.addresses import without_password
-from tasks.domain.artifacts import Answers, ArtifactRef, Json, canonical_json
+from tasks.domain.artifacts import Answers, ArtifactRef, Json, canonical_json, digest_of
 from tasks.domain.errors import ArtifactError
 from tasks.in_order import in_order
 from tasks.storage.folder import Folder, MissingFileError
@@ -18,6 +18,7 @@ from tasks.storage.folder import Folder, MissingFileError
 logger = logging.getLogger(__name__)
 
 MANIFEST = ".manifest.json"  # how the names of manifests end
+CHECKSUM = "checksum"  # the digest of all else in a manifest: its counts steer a run, and its answers what is asked
 READERS = 8  # threads: an object store answers after some 30 ms, and 16 artifacts of 200 kB are 3 MB
 MANIFEST_FORMAT = 1  # raised when an older autolabel-flow would misread what is written
 
@@ -92,7 +93,7 @@ class ArtifactStore:
             if faster is not None and faster != replaces:
                 return faster
         ref = ArtifactRef(kind, key, hashlib.sha256(payload).hexdigest())
-        manifest: Json = {
+        manifest: dict[str, Json] = {
             "format": MANIFEST_FORMAT,
             "sha256": ref.sha256,
             "bytes": len(payload),
@@ -100,7 +101,7 @@ class ArtifactStore:
             **({"answers": {"about": answers.about, "to": answers.to}} if answers else {}),
         }
         self._folder.write(_data_path(ref), payload)
-        self._folder.write(_manifest_path(kind, key), canonical_json(manifest))
+        self._folder.write(_manifest_path(kind, key), canonical_json({**manifest, CHECKSUM: digest_of(manifest)}))
         return ref
 
     def manifests(self, kind: str) -> Iterator[Manifest]:
@@ -159,7 +160,7 @@ class ArtifactStore:
     def _parse_manifest(self, path: str, payload: bytes) -> dict[str, Any]:
         try:
             manifest = json.loads(payload)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DamagedArtifactError(_found(self.uri, path, "is not JSON")) from error
         if _is_newer(manifest):
             raise ArtifactError(
@@ -168,6 +169,8 @@ class ArtifactStore:
             )
         if not _is_manifest(manifest):
             raise DamagedArtifactError(_found(self.uri, path, f"is not a manifest of format {MANIFEST_FORMAT}"))
+        if not _is_whole(manifest):
+            raise DamagedArtifactError(_found(self.uri, path, f"is changed: its {CHECKSUM} does not fit"))
         return manifest  # type: ignore[no-any-return]
 
     @property
@@ -201,6 +204,14 @@ def _is_manifest(manifest: object) -> bool:
         and isinstance(manifest.get("counts"), dict)
         and _is_answers(manifest.get("answers"))
     )
+
+
+def _is_whole(manifest: Mapping[str, Any]) -> bool:
+    """Whether the manifest is, but for the checksum, what the checksum was taken of."""
+    try:
+        return manifest.get(CHECKSUM) == digest_of({name: manifest[name] for name in manifest if name != CHECKSUM})
+    except ValueError:  # NaN, or half a surrogate pair, which no manifest holds that was written here
+        return False
 
 
 def _is_answers(answers: object) -> bool:

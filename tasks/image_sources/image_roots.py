@@ -15,7 +15,6 @@ What counts as an image file:
 
 import logging
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -42,7 +41,6 @@ NOT_INSIDE = (
 NO_KEY = "has a name with empty parts, '..' or a drive in it, which cannot be told from a path; rename it"
 IS_FOLDER = "is a folder, not an image"
 NO_UTF8 = "has a name that is not UTF-8; rename it"
-TOKEN_AS_USER = re.compile(r"(?<=://)[^/@:]+@")
 # What backends call the server or account that they ask (sftp, smb, s3fs, adlfs); with the path it tells two files
 # apart. Not the keys and passwords.
 SERVER_FIELDS = ("host", "port", "username", "endpoint_url", "account_name")
@@ -205,9 +203,7 @@ def readable(relative: str) -> str:
 
 def shown(uri: str) -> str:
     """The path or URL of a root without what may be secret: a password, or a token in the place of user or query."""
-    if not uri.startswith(("http://", "https://")):
-        return without_password(uri)
-    return TOKEN_AS_USER.sub("***@", without_password(uri.partition("?")[0]))
+    return without_password(uri)
 
 
 def told(error: Exception) -> str:

@@ -17,7 +17,7 @@ import paramiko  # type: ignore[import-untyped]
 from fsspec.implementations.sftp import SFTPFileSystem
 
 from tasks.image_sources.limits import READ_SECONDS
-from tasks.storage.backends import ANSWER_SECONDS, CONNECT_SECONDS
+from tasks.storage.backends import ANSWER_SECONDS, CONNECT_SECONDS, SSH_LOGINS
 
 # paramiko logs every cut connection with a traceback, and raises it besides.
 LOG = logging.getLogger(f"{__name__}.paramiko")
@@ -107,7 +107,8 @@ class SftpFiles(SFTPFileSystem):  # type: ignore[misc]  # fsspec has no types
         client.load_system_host_keys()
         # An option of fsspec 2026; before, whoever was not known was believed.
         client.set_missing_host_key_policy(getattr(self, "host_key_policy", paramiko.AutoAddPolicy()))
-        client.connect(self.host, **{"timeout": CONNECT_SECONDS, **self.ssh_kwargs})
+        with SSH_LOGINS:
+            client.connect(self.host, **{"timeout": CONNECT_SECONDS, **self.ssh_kwargs})
         sftp = client.open_sftp()
         sftp.get_channel().settimeout(self.ssh_kwargs.get("channel_timeout", ANSWER_SECONDS))
         return sftp

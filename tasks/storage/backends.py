@@ -1,8 +1,10 @@
 """The backends of fsspec: how each is opened, with whose options, and what it promises of a write."""
 
+import logging
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from socket import IPPROTO_TCP, TCP_NODELAY
+from threading import Semaphore
 from typing import Any
 
 from fsspec import available_protocols
@@ -21,6 +23,8 @@ ANSWER_SECONDS = 20.0
 # changes may then come together. A listing that is kept would hide what others write.
 S3_REQUESTS = {"connect_timeout": CONNECT_SECONDS, "read_timeout": ANSWER_SECONDS, "retries": {"max_attempts": 2}}
 S3_OPTIONS = {"max_concurrency": 1, "use_listings_cache": False}
+# Every thread has a connection of its own. OpenSSH drops new ones by chance while ten log in (MaxStartups 10:30:100).
+SSH_LOGINS = Semaphore(4)
 # Bytes of a part of a large upload to S3, which lies in memory: as boto3 has it (TransferConfig.multipart_chunksize).
 S3_PART = 8 * 2**20
 # A file appears there in one step when all of it has arrived; elsewhere a reader may find the half of one.
@@ -74,7 +78,8 @@ def open_backend(uri: str, storage_options: Mapping[str, object]) -> tuple[Any, 
         options = {"timeout": CONNECT_SECONDS, **options}
     elif protocol in ("http", "https"):
         options["client_kwargs"] = {"timeout": _http_timeout(), **options.get("client_kwargs", {})}
-    filesystem, path = url_to_fs(uri, **options)
+    with _logging_in(protocol):
+        filesystem, path = url_to_fs(uri, **options)
     if protocol in ("s3", "s3a"):
         filesystem.retries = 1  # each try is botocore's, with retries of its own
     elif protocol in ("sftp", "ssh"):
@@ -88,6 +93,14 @@ def _hurry(channel: Any) -> None:
     # 100 kB over localhost took 90 ms, and take 3 ms so.
     with suppress(OSError, AttributeError):  # the connection was lost, or is a command's (ProxyCommand)
         channel.get_transport().sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+
+
+def _logging_in(protocol: str) -> AbstractContextManager[object]:
+    if protocol not in ("sftp", "ssh"):
+        return nullcontext()
+    # paramiko logs every cut connection with a traceback, and raises it besides.
+    logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    return SSH_LOGINS
 
 
 def _http_timeout() -> Any:

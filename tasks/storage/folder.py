@@ -220,8 +220,8 @@ class Folder:
         with self._told(path):
             if path is not None and not is_inner_path(path):
                 raise ArtifactError(
-                    f"{path!r} does not name a file inside {without_password(self.uri)}; expected a relative path with "
-                    "forward slashes and neither '..' nor empty parts"
+                    f"{self._shown(path)!r} does not name a file inside {without_password(self.uri)}; expected a "
+                    "relative path with forward slashes and neither '..' nor empty parts"
                 )
             if self._is_local:
                 return work(*self._open(path))
@@ -256,7 +256,11 @@ class Folder:
 
     def _what(self, path: str | None) -> str:
         address = without_password(self.uri)
-        return address if path is None else f"{path!r} in {address}"
+        return address if path is None else f"{self._shown(path)!r} in {address}"
+
+    def _shown(self, path: str) -> str:
+        """A path without its query, which only those of web servers have; it may be a signature."""
+        return path.partition("?")[0] if is_read_only(self.uri) else path
 
     @contextmanager
     def _told(self, path: str | None, kept: str = "") -> Iterator[None]:
@@ -271,7 +275,7 @@ class Folder:
             cause = error if told == messages else None  # a traceback shows the messages of the whole chain
             address = without_password(self.uri)
             if is_missing(error):
-                what = address if path is None else repr(path)
+                what = address if path is None else repr(self._shown(path))
                 where = "" if path is None else f" in {address}"
                 raise MissingFileError(
                     f"{what} was not found{where}; check the address, and whether it was moved or deleted"
@@ -299,9 +303,11 @@ def _way_out(error: Exception) -> str:
 
 def folder_and_name(address: str, storage_options: Mapping[str, object]) -> tuple[Folder, str]:
     """The folder of the file with this path or URL, and its name there, which is empty behind a final slash."""
-    scheme, separator, path = address.rpartition("://")
+    # Web servers know files by a query, too, in which slashes part nothing.
+    base, mark, query = address.partition("?") if is_read_only(address) else (address, "", "")
+    scheme, separator, path = base.rpartition("://")
     folder, slash, name = path.rpartition("/")
-    return Folder(f"{scheme}{separator}{folder or slash}" or ".", storage_options), name
+    return Folder(f"{scheme}{separator}{folder or slash}" or ".", storage_options), f"{name}{mark}{query}"
 
 
 def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:

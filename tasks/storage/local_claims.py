@@ -53,14 +53,14 @@ class FolderLock:
 
 @contextmanager
 def locked(folder: Path, claimant: Claimant) -> Iterator[FolderLock]:
-    """Hold the lock of a folder; a folder that was made for it goes with it when nothing else came in.
+    """Hold the lock of a folder; folders that were made for it go with it when nothing else came in.
 
     Raises:
         ClaimedError: someone holds it in a way that excludes this claimant.
         NoLocksError: the file system has no locks.
         ArtifactError: the folder cannot be written.
     """
-    is_new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     with _errors_told(folder):
         lock, line = _acquire(folder / LOCK_FILE, claimant)
     with lock.file:
@@ -69,8 +69,8 @@ def locked(folder: Path, claimant: Claimant) -> Iterator[FolderLock]:
         finally:
             with suppress(OSError):  # the folder may be gone or read-only by now; what was done in it is done
                 _leave(lock, line)
-                if is_new:
-                    folder.rmdir()
+                for place in new:
+                    place.rmdir()
 
 
 @contextmanager

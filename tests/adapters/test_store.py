@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.domain.artifacts import ArtifactRef
+from tasks.domain.artifacts import Answers, ArtifactRef, digest_of
 from tasks.domain.errors import ArtifactError
 from tasks.domain.images import is_inner_path
 from tasks.storage.folder import Folder, MissingFileError, folder_and_name
@@ -66,7 +66,8 @@ def test_what_was_never_published_is_not_found(store: ArtifactStore, caplog: pyt
 def test_the_manifest_says_format_digest_size_and_counts(store: ArtifactStore, uri: str) -> None:
     ref = store.publish("index", KEY, b"12345", {"images": 1})
     manifest = json.loads(Folder(uri).read(f"index/ab/{KEY}.manifest.json"))
-    assert manifest == {"format": 1, "sha256": ref.sha256, "bytes": 5, "counts": {"images": 1}}
+    told = {"format": 1, "sha256": ref.sha256, "bytes": 5, "counts": {"images": 1}}
+    assert manifest == {**told, "checksum": digest_of(told)}
 
 
 DAMAGE = {
@@ -79,6 +80,7 @@ DAMAGE = {
     "manifest is no object": ("manifest", b"[1]"),
     "manifest lacks a digest": ("manifest", b'{"format": 1, "counts": {}}'),
     "manifest lacks a format": ("manifest", b'{"counts": {}}'),
+    "manifest is nested without end": ("manifest", b"[" * 100_000),
 }
 
 
@@ -380,3 +382,18 @@ def test_the_home_of_nobody_is_a_name_like_any_other(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Folder("~nobodyx").write("a", b"content")
     assert (tmp_path / "~nobodyx" / "a").read_bytes() == b"content"
+
+
+def test_a_manifest_of_which_any_byte_was_changed_is_damaged(tmp_path: Path) -> None:
+    store = ArtifactStore(str(tmp_path))
+    store.publish("index", KEY, b"12345", {"new_labels": 1, "failures": 0}, answers=Answers("a" * 64, ("b" * 24,)))
+    path = tmp_path / "index" / KEY[:2] / f"{KEY}.manifest.json"
+    whole = path.read_bytes()
+    found = []
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        try:
+            found.append(ArtifactStore(str(tmp_path)).lookup("index", KEY))
+        except ArtifactError:  # of a newer format, if it were so
+            found.append(None)
+    assert set(found) == {None}

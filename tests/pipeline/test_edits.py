@@ -201,3 +201,13 @@ def _other_picture(picture: bytes) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def test_forwards_of_an_iteration_that_may_not_come_are_not_planned_as_certain(paint_image, make_spec, detector):
+    paint_image("a.png", [("cat", 0.9, CAT), ("dog", 0.4, DOG)])
+    dataset = {"class_names": ["cat", "dog"]}
+    _Run(make_spec(dataset, thresholds=(0.5,)), detector)
+    paint_image("b.png", [("thing", 0.9, CAT)])
+    again = _Run(make_spec(dataset, thresholds=(0.5, 0.3), termination={"min_new_labels": 2}), detector)
+    assert again.planned[0] <= again.forwards <= again.planned[1]
+    assert again.forwards == 1

@@ -213,3 +213,17 @@ def test_pictures_of_an_earlier_run_below_the_image_root_do_not_become_images(pl
     Folder(results).write("images_annotated/a.png", source.read("a.png"))
     index = made(ImageSource(source.roots, excluded=(results,)), store)
     assert [image.key for image in index.images] == ["a.png"]
+
+
+def test_an_image_for_which_memory_ran_out_is_tried_again_by_the_next_run(place, store, monkeypatch):  # type: ignore[no-untyped-def]
+    source = images(place, a=(8, 6))
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PillowImage.Image, "load", no_memory)
+        patch.setattr("PIL.ImageFile.ImageFile.load", no_memory)
+        [failure] = made(source, store).failures
+    assert "did not fit into memory" in failure.reason
+    assert [image.key for image in made(source, store).images] == ["a.png"]

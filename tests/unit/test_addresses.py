@@ -39,3 +39,16 @@ def test_every_password_in_the_message_of_an_error_is_replaced() -> None:
 def test_masking_twice_changes_nothing_more() -> None:
     masked = without_password("ftp://me:hunter2@example.org")
     assert without_password(masked) == masked
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("https://TOKEN@example.org/photos", "https://***@example.org/photos"),
+        ("HTTPS://TOKEN@example.org/photos", "HTTPS://***@example.org/photos"),
+        ("simplecache::http://TOKEN@example.org/a", "simplecache::http://***@example.org/a"),
+        ("https://example.org/p.jsonl?X-Amz-Signature=a/b&c=d", "https://example.org/p.jsonl?***"),
+    ],
+)
+def test_what_a_web_server_takes_for_a_key_is_not_shown(uri: str, shown: str) -> None:
+    assert without_password(uri) == shown
