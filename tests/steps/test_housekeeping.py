@@ -455,7 +455,10 @@ DAMAGES: Mapping[str, tuple[Callable[[Cache, ArtifactRef], object], str]] = {
     "a changed byte": (lambda cache, ref: cache.data(ref).write_bytes(b"other"), ".json has sha256 d9298a10d1b07358"),
     "a cut file": (lambda cache, ref: cache.data(ref).write_bytes(b""), ".json has sha256 e3b0c44298fc1c14"),
     "data that are gone": (lambda cache, ref: cache.data(ref).unlink(), ".manifest.json has lost its data"),
-    "a manifest of other bytes": (lambda cache, ref: _retold(cache.manifest(ref), ref), ".manifest.json is not a manifest"),
+    "a manifest of other bytes": (
+        lambda cache, ref: _retold(cache.manifest(ref), ref),
+        ".manifest.json is not a manifest",
+    ),
     "a cut manifest": (lambda cache, ref: cache.manifest(ref).write_text('{"form'), ".manifest.json is not a manifest"),
     "a manifest that is gone": (
         lambda cache, ref: cache.manifest(ref).unlink(),
