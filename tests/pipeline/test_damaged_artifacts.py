@@ -146,7 +146,7 @@ def without_digest(path: Path) -> None:
 
 
 DATA = {"deleted": Path.unlink, "truncated": truncated, "flipped": flipped, "emptied": emptied}
-MANIFESTS = {"truncated": truncated, "not JSON": not_json, "without a digest": without_digest}
+MANIFESTS = {"truncated": truncated, "flipped": flipped, "not JSON": not_json, "without a digest": without_digest}
 DAMAGE = {
     **{f"data {name}": lambda manifest, harm=harm: harm(data_of(manifest)) for name, harm in DATA.items()},
     **{f"manifest {name}": harm for name, harm in MANIFESTS.items()},

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ def driver(tmp_path_factory, server) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("disk full")
     disk = folder / "disk"
     disk.mkdir()
+    if shutil.which(PRIVATE_DISK[0]) is None:
+        pytest.skip("there is no unshare here: a file system of its own is a matter of Linux")
     tried = subprocess.run([*PRIVATE_DISK, MOUNTED, disk, "true"], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
         pytest.skip(f"a file system cannot be mounted here: {tried.stderr.strip()}")
@@ -124,3 +127,12 @@ def test_a_disk_that_grows_a_little_at_a_time_is_enough_in_the_end(driver, disk,
     assert runs.deviations(place / "results", whole) == {}
     assert driver.told().asked_again == ()
     assert refused >= 4
+
+
+def test_a_disk_that_has_no_room_for_a_picture_ends_the_run_and_not_the_picture_alone(driver, disk, whole):
+    place = runs.write_spec(disk / "pictures", runs.SPEC)
+    event = next(e for e in whole.first.events if " before-write results/auto_label0/images_annotated/" in e)
+    stopped = driver.attempt(place, at={"event": event, "count": 1, "fill": str(disk / "filler")})
+    (disk / "filler").unlink()
+    assert_told(stopped)
+    assert "'auto_label0/images_annotated/" in stopped.output
