@@ -27,6 +27,9 @@ from tasks.store import MANIFEST, ArtifactStore, DamagedArtifactError
 
 LONG_AGO = 1_000_000_000.0  # POSIX seconds: when the first of all artifacts was written; each next one a second later
 
+# Threads of flows that ran before in the process draw random numbers while a strategy does, which Hypothesis warns of.
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisDeprecationWarning")
+
 
 @dataclass
 class Cache:
