@@ -73,7 +73,7 @@ def main() -> None:
     with Server(options.folder.resolve() / "prefect") as server:
         for data_set in data_sets:
             rows += measure(options.folder.resolve() / data_set.name, data_set, server)
-            (HERE / "scale.json").write_text(json.dumps(rows, indent=1) + "\n")
+            (HERE / "scale.json").write_text("[" + ",\n".join(map(json.dumps, rows)) + "]\n")
             (HERE / "scale.md").write_text(as_markdown(rows))
 
 
@@ -336,7 +336,9 @@ FILES = ("file", "files", "MB", "bytes/image", "MB on disk")
 def as_markdown(rows: Sequence[Row]) -> str:
     """All tables, each with a heading."""
     runs = [row for row in rows if row["steps"]]
-    steps = [step for step in runs[-1]["steps"] if any(_step(row, step) > "0.01" for row in runs)]
+    firsts = {_what(row)[:3]: row for row in runs if row["turn"] == "first"}.values()  # of a kind over the most images
+    named = dict.fromkeys(step for row in runs for step in row["steps"])
+    steps = [step for step in named if any(_step(row, step) > "0.01" for row in runs)]
     parts = {
         "Memory and seconds": (COSTS, [(*_what(row), *_costs(row, rows)) for row in rows]),
         "CPU milliseconds an image in the larger steps, without the model": (
@@ -347,18 +349,15 @@ def as_markdown(rows: Sequence[Row]) -> str:
             ("MB", "server's CPU s", *Server.TABLES),
             [(*_what(row), *_kept(row["server"])) for row in runs],
         ),
-        "Files after the first run": (
-            FILES,
-            [(*_what(row), *file) for row in rows if row["turn"] == "first" for file in _files(row)],
-        ),
+        "Files after the first run": (FILES, [(*_what(row), *file) for row in firsts for file in _files(row)]),
     }
-    return "\n".join(["# What runs take, by the number of their images", *starmap(_table, parts.items())])
+    return "\n\n".join(["# What runs take, by the number of their images", *starmap(_table, parts.items())]) + "\n"
 
 
 def _table(heading: str, content: tuple[Sequence[str], Sequence[Sequence[object]]]) -> str:
     columns, lines = (*WHAT, *content[0]), content[1]
     cells = [columns, ["---"] * len(columns), *lines]
-    return f"\n## {heading}\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells) + "\n"
+    return f"## {heading}\n\n" + "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
 
 
 def _what(row: Row) -> tuple[object, ...]:
